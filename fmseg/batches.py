@@ -1,0 +1,193 @@
+"""Which images a training step sees, and how they are disturbed: a function of (seed, step), of nothing else.
+
+Several sources are concatenated, each repeated as often as it asks for, and shuffled uniformly over all of them, epoch
+after epoch; batches run on across the end of an epoch. This is mmengine's RepeatDataset + ConcatDataset +
+InfiniteSampler, the arrangement of FreeMask's joint training (dossier 2.4: no fixed share of real images per batch, no
+weighting of sources), with a permutation that can be recomputed at any step, so that resuming is exact.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ORDER, _AUGMENT, _MODEL = 1, 2, 3  # one stream of random numbers for each purpose
+AUGMENTATIONS = ("flip", "crop", "color")
+ZOOM = (0.75, 4 / 3)  # range of the scale jitter of "crop"
+PADDING_GREY = 127.0
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Images with labels, and how often each of them appears in one epoch.
+
+    Args:
+        images: (N, H, W, 3) uint8 RGB; a memory-mapped array is read batch by batch.
+        labels: (N, H, W) uint8, class ids, the ignore id where nothing is known.
+        repeat: times each image appears in one epoch, >= 1.
+        name: shown in error messages.
+
+    Raises:
+        TypeError: dtypes are not uint8. ValueError: shapes do not fit, no image, or ``repeat`` < 1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    repeat: int = 1
+    name: str = "real"
+
+    def __post_init__(self):
+        for field in ("images", "labels"):
+            array = getattr(self, field)
+            if isinstance(array, Tensor):
+                array = array.numpy()
+                object.__setattr__(self, field, array)
+            if getattr(array, "dtype", None) != np.uint8:
+                got = getattr(array, "dtype", type(array).__name__)
+                raise TypeError(f"source `{self.name}`: `{field}` must be a uint8 array, got {got}")
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.shape[3] != 3:
+            raise ValueError(f"source `{self.name}`: `images` must be (N, H, W, 3), got {images.shape}")
+        if labels.shape != images.shape[:3]:
+            raise ValueError(
+                f"source `{self.name}`: `labels` must be {images.shape[:3]} to fit `images`, got {labels.shape}"
+            )
+        if not len(images):
+            raise ValueError(f"source `{self.name}` holds no image; leave it out instead")
+        if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
+            raise ValueError(f"source `{self.name}`: `repeat` must be a whole number >= 1, got {self.repeat!r}")
+
+
+def derive_seed(*key: int) -> int:
+    """A 63-bit seed from a tuple of non-negative integers; distinct tuples give independent streams."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Mixture:
+    """Endless shuffled batches from several sources.
+
+    Args:
+        sources: one or more :class:`Source`, all with the same image size.
+        batch_size: images in a batch, >= 1; may exceed the size of an epoch.
+        seed: root seed, >= 0.
+        augment: names out of ``AUGMENTATIONS``.
+        ignore_index: label given to padding by "crop".
+
+    Raises:
+        ValueError: no source, or sources of different image sizes.
+    """
+
+    def __init__(self, sources: Sequence[Source], batch_size: int, seed: int, augment=(), ignore_index: int = 255):
+        self.sources = [sources] if isinstance(sources, Source) else list(sources)
+        if not self.sources:
+            raise ValueError("`sources` is empty; pass at least one Source")
+        sizes = {s.name: s.images.shape[1:3] for s in self.sources}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"all sources must have one image size, got {sizes}; resize them beforehand")
+        self.batch_size, self.seed, self.augment, self.ignore_index = batch_size, seed, tuple(augment), ignore_index
+        self._source = np.concatenate([np.full(len(s.images) * s.repeat, i) for i, s in enumerate(self.sources)])
+        self._index = np.concatenate([np.tile(np.arange(len(s.images)), s.repeat) for s in self.sources])
+        self._epoch = (-1, None)
+
+    def __len__(self) -> int:
+        """Images in one epoch, repetitions included."""
+        return len(self._index)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._epoch[0] != epoch:
+            order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self))
+            self._epoch = (epoch, order)
+        return self._epoch[1]
+
+    def pick(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source number and image number of every image of a step's batch: two (B,) int64 arrays."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        picked = np.array([self._permutation(place // len(self))[place % len(self)] for place in places])
+        return self._source[picked], self._index[picked]
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step, counted from 0.
+
+        Returns:
+            images (B, 3, H, W) uint8, or float32 in [0, 255] where an augmentation made it so; labels (B, H, W) int64.
+        """
+        which, index = self.pick(step)
+        height, width = self.sources[0].images.shape[1:3]
+        images = np.empty((self.batch_size, height, width, 3), np.uint8)
+        labels = np.empty((self.batch_size, height, width), np.uint8)
+        for number in np.unique(which):
+            here = which == number
+            images[here] = self.sources[number].images[index[here]]
+            labels[here] = self.sources[number].labels[index[here]]
+        image_tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        label_tensor = torch.from_numpy(labels).long()
+        if not self.augment:
+            return image_tensor, label_tensor
+        rng = np.random.default_rng([self.seed, _AUGMENT, step])
+        return augment(image_tensor, label_tensor, self.augment, rng, self.ignore_index)
+
+    def model_seed(self, step: int) -> int:
+        """Seed of the numbers that the model itself draws in this step (drop-out, point sampling)."""
+        return derive_seed(self.seed, _MODEL, step)
+
+
+def augment(images: Tensor, labels: Tensor, names: Sequence[str], rng: np.random.Generator, ignore_index: int = 255):
+    """Disturb a batch; images and labels are moved together.
+
+    * ``flip``: left-right with probability 1/2.
+    * ``crop``: scale jitter, the zoom log-uniform in [3/4, 4/3]; zoomed in a random window is kept, zoomed out the
+      image lies at a random place and the rest is grey and ignored (mmsegmentation's RandomResize, RandomCrop, Pad).
+    * ``color``: brightness +-32, contrast and saturation x [0.5, 1.5], each with probability 1/2
+      (mmsegmentation's PhotoMetricDistortion without the hue).
+
+    Args:
+        images: (B, 3, H, W) uint8 or float32 in [0, 255].
+        labels: (B, H, W) int64.
+        names: out of ``AUGMENTATIONS``; applied in that order, whatever the order of ``names``.
+        rng: source of all draws.
+        ignore_index: label of padding.
+
+    Returns:
+        images and labels of the same shapes; images float32 in [0, 255] after "crop" or "color".
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    unknown = [name for name in names if name not in AUGMENTATIONS]
+    if unknown:
+        raise ValueError(f"`augment` holds {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}")
+    if "flip" in names:
+        turned = torch.from_numpy(rng.random(len(images)) < 0.5)
+        images = torch.where(turned[:, None, None, None], images.flip(-1), images)
+        labels = torch.where(turned[:, None, None], labels.flip(-1), labels)
+    if "crop" in names:
+        images, labels = _jitter_scale(images.float(), labels, rng, ignore_index)
+    if "color" in names:
+        images = _jitter_colour(images.float(), rng)
+    return images, labels
+
+
+def _jitter_scale(images: Tensor, labels: Tensor, rng, ignore_index: int) -> tuple[Tensor, Tensor]:
+    zoom = np.exp(rng.uniform(*np.log(ZOOM), len(images)))
+    slack = np.abs(1 - 1 / zoom)  # how far the window may move, in half image sides
+    shift = rng.uniform(-1, 1, (len(images), 2)) * slack[:, None]
+    transform = np.zeros((len(images), 2, 3), np.float32)
+    transform[:, 0, 0] = transform[:, 1, 1] = 1 / zoom
+    transform[:, :, 2] = shift
+    where = F.affine_grid(torch.from_numpy(transform), list(images.shape), align_corners=False)
+    images = F.grid_sample(images - PADDING_GREY, where, mode="bilinear", align_corners=False) + PADDING_GREY
+    moved = F.grid_sample((labels - ignore_index)[:, None].float(), where, mode="nearest", align_corners=False)
+    return images.clamp_(0, 255), moved[:, 0].long() + ignore_index
+
+
+def _jitter_colour(images: Tensor, rng) -> Tensor:
+    def draw(low, high, neutral):
+        values = np.where(rng.random(len(images)) < 0.5, rng.uniform(low, high, len(images)), neutral)
+        return torch.from_numpy(values.astype(np.float32))[:, None, None, None]
+
+    images = images * draw(0.5, 1.5, 1.0) + draw(-32, 32, 0.0)
+    grey = images.mean(1, keepdim=True)
+    return (grey + (images - grey) * draw(0.5, 1.5, 1.0)).clamp_(0, 255)
