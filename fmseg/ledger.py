@@ -1,0 +1,99 @@
+"""The ledger: every claim beside the paper's numbers, what was measured, and the verdict, as JSON and for people."""
+
+from collections import Counter
+from pathlib import Path
+
+from fmseg.tables import json_text, read_json, write_files
+
+_KEYS = {"profile", "claims"}
+_WORDS = ("supported", "contradicted", "inconclusive", "not tested")
+_NOTICE = {
+    "mini": "Verdicts in miniature test mechanism and direction, not the paper's number.",
+    "smoke": "A smoke run shows that everything runs; it judges nothing.",
+    "paper": "Verdicts at the papers' scale.",
+}
+_HEAD = ("claim", "the paper says", "its numbers", "measured", "n", "p (Holm)", "detectable", "verdict")
+_LEGEND = (
+    "Measured: mean over seed pairs with its t interval, in the table's unit. p: adjusted over the judged claims of "
+    "one table. Detectable: the effect (or margin) that these pairs find with power 0.8 at the strictest level."
+)
+
+
+def write(verdicts: list[dict], folder, profile: str) -> Path:
+    """Write ``ledger.json`` and ``ledger.md`` into a folder, say results/mini; returns the JSON's path.
+
+    Args:
+        verdicts: what :func:`fmseg.verdicts.judge` returns.
+        profile: smoke, mini or paper.
+
+    Raises:
+        ValueError: no such profile.
+        OSError: a file could not be written; see :func:`fmseg.tables.write_files`.
+    """
+    if profile not in _NOTICE:
+        raise ValueError(f"`profile` must be one of {', '.join(_NOTICE)}; got {profile!r}.")
+    ledger = {"profile": profile, "claims": [{k: _stable(k, v) for k, v in entry.items()} for entry in verdicts]}
+    path = Path(folder) / "ledger.json"
+    write_files({path.with_suffix(".md"): markdown(ledger), path: json_text(ledger)})
+    return path
+
+
+def read(folder) -> dict:
+    """The ledger of a folder: {"profile", "claims": [verdict]}. FileNotFoundError or ValueError name the file."""
+    path = Path(folder) / "ledger.json"
+    found = read_json(path)
+    if not isinstance(found, dict) or set(found) != _KEYS:
+        raise ValueError(f"{path} is no ledger: expected the keys {sorted(_KEYS)}. Write it with fmseg.ledger.write.")
+    return found
+
+
+def markdown(ledger: dict) -> str:
+    """The ledger for people: a count, one line a claim, then each claim's rule, note and what was left out."""
+    claims = ledger["claims"]
+    count = Counter(c["verdict"] for c in claims)
+    lines = [f"# Ledger of claims ({ledger['profile']})", "", _NOTICE[ledger["profile"]], ""]
+    lines += [f"{len(claims)} claims: " + ", ".join(f"{count[word]} {word}" for word in _WORDS) + ".", ""]
+    lines += ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|", *map(_line, claims), "", _LEGEND]
+    for claim in claims:
+        lines += ["", _details(claim)]
+    return "\n".join(lines) + "\n"
+
+
+def effect(entry: dict, digits: int = 1) -> str:
+    """A claim's measured effect: "+3.1 [2.0, 4.2]", or "not measured" with fewer than two pairs."""
+    if entry["mean"] is None:
+        return "not measured"
+    return f"{entry['mean']:+.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
+
+
+def paper_values(values: dict) -> str:
+    """The paper's numbers in words: "A 48.7, B 45.6 (STATED, README); difference 3.1 (COMPUTED)"."""
+    tag = ", ".join(values[k] for k in ("certainty", "source") if k in values)
+    numbers = {name: v for name, v in values.items() if name not in ("certainty", "source")}
+    plain = ", ".join(f"{name} {v}" for name, v in numbers.items() if not isinstance(v, dict))
+    own = [f"{name} {v['value']} ({v['certainty']})" for name, v in numbers.items() if isinstance(v, dict)]
+    return "; ".join([*([f"{plain} ({tag})"] if plain else []), *own])
+
+
+def _line(claim):
+    p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
+    detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
+    shown = [f"`{claim['id']}`", claim["says"], paper_values(claim["paper_values"]), effect(claim), claim["n"], p]
+    shown += [detectable, claim["text"]]
+    return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
+
+
+def _details(claim):
+    rule = ", ".join(f"{k} {v}" for k, v in claim["rule"].items())
+    text = f"**`{claim['id']}`** {claim['paper']}, {claim['where']}. Estimand `{claim['estimand'].strip()}`; rule: "
+    text += f"{rule} (`{claim['rule_hash'][:14]}`)."
+    text += f" {claim['verdict'].capitalize()}: {claim['why']}." if claim["why"] else ""
+    text += f" Seeds that not all cells have: {', '.join(claim['left_out'])}." if claim["left_out"] else ""
+    return text + (f" {claim['note'].strip()}" if claim["note"] else "")
+
+
+def _stable(key, value):
+    """Numbers to the digits that a rerun on another machine keeps."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.4g}") if key in ("p", "p_holm") else round(value, 4) + 0.0

@@ -1,0 +1,163 @@
+"""Verdicts: claims judged on tables, in four words: supported, contradicted, inconclusive, not tested (why)."""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from fmseg import estimand as _estimand
+from fmseg.claims import rule_hash, validate
+from fmseg.stats import contrast, detectable_effect, equivalence, holm
+
+LEAST_PAIRS = 5  # a claim on fewer seed pairs is not judged
+POWER = 0.8  # of the detectable effect that is shown
+
+
+def judge(
+    claims: Iterable[Mapping], tables: Mapping[str, dict], hashes: Mapping[str, set] | None = None, scale: str = "mini"
+) -> list[dict]:
+    r"""A verdict for every claim.
+
+    A claim asks one question of its estimand's values, the one to which their mean leans, and has one p-value:
+
+    * paired_t, side greater or less: is the mean off zero? (two-sided paired t test)
+      supported: p < alpha, the mean on the claimed side and at least ``minimal_effect`` from zero;
+      contradicted: p < alpha and the mean on the other side.
+    * paired_t, side two-sided: supported: p < alpha there, and the mean at least ``minimal_effect`` from zero. A
+      smaller mean is asked whether the difference lies within +-minimal_effect (two one-sided tests);
+      contradicted: p < alpha in that.
+    * equivalence: a mean inside the margin: do two one-sided tests place it there? supported: p < alpha. A mean
+      outside: is it beyond the margin? (one-sided) contradicted: p < alpha, that is, the interval is wholly outside.
+
+    p is Holm-adjusted over the judged claims of one table (that of the estimand's first cell). Everything else is
+    inconclusive. For directional claims alpha thus bounds the chance of *either* decisive word where there is no
+    effect: it is spent on both directions, and side "greater" at 0.05 needs a one-sided p below 0.025.
+
+    Args:
+        claims: as :func:`fmseg.claims.load` returns.
+        tables: {id: table}, as :func:`fmseg.tables.read_all` returns.
+        hashes: {claim id: rule hashes that the records stored when they were trained}, see
+            :func:`fmseg.claims.stored_hashes`. Where the present hash is not among them the entry is flagged "rule set
+            after the run"; where others are too, "rule set after some of the runs".
+        scale: of the tables: "smoke" (nothing is judged), "mini" or "paper".
+
+    Returns:
+        One dict a claim: id, paper, where, says, paper_values, estimand, rule, scale, note; table; verdict, why, text
+        (the verdict in words); mean, sd, low, high (t interval at ``confidence``: 1 - alpha, for equivalence
+        1 - 2 alpha; not Holm-adjusted), n, df, seeds, left_out (seeds that not all cells have); question, p, p_holm,
+        family (claims adjusted together); detectable (the true effect, or for equivalence the margin, that n pairs of
+        this sd find with power 0.8 at the strictest level of the adjustment, alpha / family); rule_hash, flags. What
+        was not computed is None. Tables that are missing and cells that were not run make a claim "not tested".
+
+    Raises:
+        TypeError, ValueError: a claim names a row or column that its table lacks, or breaks the schema.
+    """
+    claims = list(claims)
+    validate(claims)
+    entries = [_measured(claim, tables, scale) for claim in claims]
+    families = {}
+    for entry in entries:
+        if entry["p"] is not None:
+            families.setdefault(entry["table"], {})[entry["id"]] = entry["p"]
+    adjusted = {id: p for family in families.values() for id, p in holm(family).items()}
+    for entry in entries:
+        if entry["p"] is not None:
+            entry["p_holm"], entry["family"] = adjusted[entry["id"]], len(families[entry["table"]])
+            entry["verdict"], entry["why"] = _decide(entry["rule"], entry["mean"], entry["p_holm"])
+            entry["detectable"] = _detectable(entry)
+        if entry["n"]:
+            entry["flags"] = _flags((hashes or {}).get(entry["id"], set()), entry["rule_hash"])
+        entry["text"] = _text(entry)
+    return entries
+
+
+def _measured(claim, tables, scale):
+    """The claim's entry with everything but what depends on the other claims."""
+    formula = _estimand.parse(claim["estimand"])
+    entry = {key: claim.get(key) for key in ("id", "paper", "where", "says", "paper_values", "estimand", "rule")}
+    entry |= {"scale": claim["scale"], "note": claim.get("note"), "table": formula.tables[0], "verdict": "not tested"}
+    entry |= dict.fromkeys(("why", "text", "mean", "sd", "low", "high", "confidence"))
+    entry |= {"n": 0, "df": None, "seeds": [], "left_out": [], "question": None, "p": None, "p_holm": None}
+    entry |= {"family": None, "detectable": None, "rule_hash": rule_hash(claim), "flags": []}
+    missing = [table for table in formula.tables if table not in tables]
+    if missing:
+        return entry | {"why": f"there is no table {', '.join(missing)}"}
+    try:
+        cells = _estimand.find_cells(formula, tables)
+        values = _estimand.evaluate(formula, tables)
+    except ValueError as error:
+        raise ValueError(f"claim {claim['id']}: {error}") from error
+    entry |= {"n": len(values), "seeds": list(values)}
+    entry["left_out"] = list(dict.fromkeys(seed for c in cells for seed in c["values"] if seed not in values))
+    if len(values) > 1:
+        entry |= _describe(claim["rule"], values)
+    idle = [f"{' / '.join(at)} {c['status']}" for at, c in zip(formula.cells, cells, strict=True) if not c["n"]]
+    if scale != claim["scale"]:
+        return entry | {"why": f"judged at scale {claim['scale']}; these are {scale} results"}
+    if idle:
+        return entry | {"why": "; ".join(idle)}
+    if len(values) < LEAST_PAIRS:
+        return entry | {"why": f"not judged (n = {len(values)})"}
+    return entry | _test(claim["rule"], values, entry["mean"])
+
+
+def _describe(rule, values):
+    confidence = 1 - (2 if rule["test"] == "equivalence" else 1) * rule["alpha"]
+    found = contrast(values, confidence)
+    return {key: getattr(found, key) for key in ("mean", "sd", "low", "high", "confidence", "df")}
+
+
+def _test(rule, values, mean):
+    """{"question", "p"} of the question to which the mean leans; see :func:`judge`."""
+    margin = rule["margin"] if rule["test"] == "equivalence" else rule["minimal_effect"]
+    if rule["test"] == "paired_t" and not _leans_to_nothing(rule, mean):
+        return {"question": "off zero", "p": contrast(values).p}
+    if abs(mean) < margin:
+        zeros = dict.fromkeys(values, 0.0)
+        return {"question": f"within ±{margin:g}", "p": equivalence(values, zeros, margin, rule["alpha"]).p}
+    beyond = min(contrast(values, null=margin).p_greater, contrast(values, null=-margin).p_less)
+    return {"question": f"beyond ±{margin:g}", "p": beyond}
+
+
+def _decide(rule, mean, p):
+    """(verdict, why) of a claim that was tested."""
+    if p >= rule["alpha"]:
+        return "inconclusive", "these pairs do not settle the question"
+    if rule["test"] == "equivalence":
+        return ("supported" if abs(mean) < rule["margin"] else "contradicted"), None
+    if _leans_to_nothing(rule, mean):
+        return "contradicted", None
+    effect = {"greater": mean, "less": -mean, "two-sided": abs(mean)}[rule["side"]]
+    if effect < 0:
+        return "contradicted", None
+    if effect < rule["minimal_effect"]:
+        return "inconclusive", f"in the claimed direction, but smaller than {rule['minimal_effect']:g}"
+    return "supported", None
+
+
+def _leans_to_nothing(rule, mean):
+    """Whether a claim of a difference in either direction meets one below the smallest effect of interest."""
+    return rule["test"] == "paired_t" and rule["side"] == "two-sided" and abs(mean) < rule["minimal_effect"]
+
+
+def _detectable(entry):
+    alpha = entry["rule"]["alpha"] / entry["family"]
+    if entry["rule"]["test"] == "equivalence":  # both one-sided tests must find it: each may miss half of 1 - POWER
+        return entry["sd"] * _detectable_of_sd_1(entry["n"], alpha, 1 - (1 - POWER) / 2, "greater")
+    return entry["sd"] * _detectable_of_sd_1(entry["n"], alpha, POWER, "two-sided")
+
+
+@lru_cache
+def _detectable_of_sd_1(n, alpha, power, side):
+    return detectable_effect(1.0, n, alpha, power, side)
+
+
+def _flags(stored, present):
+    if present not in stored:
+        return ["rule set after the run"]
+    return ["rule set after some of the runs"] if set(stored) != {present} else []
+
+
+def _text(entry):
+    if entry["verdict"] == "not tested":
+        return entry["why"] if entry["why"].startswith("not judged") else f"not tested ({entry['why']})"
+    scale = " in miniature" if entry["scale"] == "mini" else ""
+    return f"{entry['verdict']}{scale}" + "".join(f" ({flag})" for flag in entry["flags"])
