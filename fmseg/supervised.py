@@ -1,0 +1,70 @@
+"""A supervised run from a configuration: draw the world, build a segmenter, train, evaluate.
+
+What a run's record calls its code is everything this module reaches by imports, and nothing else.
+"""
+
+from collections.abc import Callable
+from os import PathLike
+from typing import Any
+
+from fmseg.batches import Source
+from fmseg.datasets import draw_set, get_draw
+from fmseg.evaluation import weights_hash
+from fmseg.metrics import mean_iou
+from fmseg.segmenters import build
+from fmseg.settings import check_names
+from fmseg.training import TrainConfig, train
+
+KEYS = ("method", "seed", "draw", "split", "images", "validation", "size", "train")
+
+
+def sources(config: dict[str, Any]) -> tuple[Source, Source]:
+    """Training and validation data of a run; drawn anew, since drawing costs less than keeping files in step."""
+    seed, size = config["seed"], config["size"]
+    real = draw_set(config["draw"], config["split"], config["images"], seed=seed, size=size)
+    held_out = draw_set(config["draw"], "val", config["validation"], size=size)
+    return Source(real.images, real.labels), Source(held_out.images, held_out.labels, name="validation")
+
+
+def run(
+    config: dict[str, Any],
+    *,
+    checkpoint: str | PathLike | None = None,
+    checkpoint_every: int | None = None,
+    progress: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train one segmenter on real images of a draw.
+
+    Args:
+        config: ``method`` (a segmenter's name), ``seed`` (training split where the draw has one a seed, initial
+            weights, order of data), ``draw``, ``split`` ('train' or 'large'), ``images`` and ``validation`` (numbers of
+            images), ``size`` (pixels), ``train`` (fields of :class:`fmseg.training.TrainConfig` but ``seed``).
+        checkpoint, checkpoint_every, progress, on_step: as in :func:`fmseg.training.train`.
+
+    Returns:
+        ``result`` (per-class ``iou`` as fractions with None for classes absent from the validation set, ``miou`` in
+        percent, ``weights`` hash), ``curve`` ([step, mIoU in percent]), ``seconds``; and the trained ``model``.
+
+    Raises:
+        ValueError: an unknown or missing key, name or value.
+    """
+    check_names(config, KEYS, "key of a run's configuration")
+    missing = [key for key in KEYS if key not in config]
+    if missing:
+        raise ValueError(f"a run's configuration lacks {', '.join(missing)}; it needs {', '.join(KEYS)}")
+    options = TrainConfig.from_dict({**config["train"], "seed": config["seed"]})
+    classes = get_draw(config["draw"]).num_classes
+    model = build(config["method"], num_classes=classes, image_size=config["size"], seed=config["seed"])
+    real, held_out = sources(config)
+    trained = train(
+        model, real, options, validation=held_out, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
+        progress=progress, on_step=on_step,
+    )  # fmt: skip
+    result = {
+        "iou": [None if value != value else round(float(value), 6) for value in trained.iou],
+        "miou": round(100 * mean_iou(trained.iou), 4),
+        "weights": weights_hash(model)[:16],
+    }
+    curve = [[step, round(100 * value, 4)] for step, value in trained.curve]
+    return {"result": result, "curve": curve, "seconds": trained.seconds, "model": model}

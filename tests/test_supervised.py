@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmseg import supervised
+from fmseg.evaluation import evaluate
+from fmseg.metrics import mean_iou
+from fmseg.provenance import closure
+
+CONFIG = {
+    "method": "segformer", "seed": 100, "draw": "voc", "split": "train", "images": 12, "validation": 6, "size": 32,
+    "train": {"steps": 4, "batch_size": 4, "lr": 0.002, "eval_every": 2},
+}  # fmt: skip
+
+
+def test_a_run_is_a_function_of_its_configuration():
+    first, again = supervised.run(CONFIG), supervised.run(CONFIG)
+    assert first["result"] == again["result"] and first["curve"] == again["curve"]
+    other = supervised.run({**CONFIG, "seed": 101})
+    assert other["result"]["weights"] != first["result"]["weights"]
+
+
+def test_the_result_is_that_of_the_model():
+    done = supervised.run(CONFIG)
+    _, held_out = supervised.sources(CONFIG)
+    iou = evaluate(done["model"], held_out.images, held_out.labels, 21).compute()
+    assert done["result"]["miou"] == pytest.approx(100 * mean_iou(iou), abs=1e-3)
+    assert [value is None for value in done["result"]["iou"]] == np.isnan(iou).tolist()
+    assert done["curve"][-1] == [4, done["result"]["miou"]]
+
+
+def test_a_key_that_nobody_reads_is_refused():
+    with pytest.raises(ValueError, match="unknown key of a run's configuration 'imges'; did you mean 'images'"):
+        supervised.run({**CONFIG, "imges": 3})
+    with pytest.raises(ValueError, match="lacks size"):
+        supervised.run({key: value for key, value in CONFIG.items() if key != "size"})
+    with pytest.raises(ValueError, match="steps"):
+        supervised.run({**CONFIG, "train": {"stepz": 3}})
+
+
+def test_a_run_rests_on_kernels_and_not_on_what_shows_results():
+    names = set(closure("fmseg.supervised", Path(__file__).parent.parent))
+    assert {"fmseg.world", "fmseg.textures", "fmseg.segmenter_configs", "fmseg.metrics", "fmseg.training"} <= names
+    assert not {"fmseg.tables", "fmseg.claims", "fmseg.cite", "fmseg.ledger"} & names
