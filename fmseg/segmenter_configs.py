@@ -16,9 +16,7 @@ _GN = dict(type="GN", num_groups=8)
 _LN = dict(type="LN", eps=1e-6)
 _WHOLE = dict(train_cfg=dict(), test_cfg=dict(mode="whole"))
 _WIDTH = 48  # of the mini Mask2Former
-_ATTENTION = dict(
-    embed_dims=_WIDTH, num_heads=4, attn_drop=0.0, proj_drop=0.0, dropout_layer=None, batch_first=True
-)
+_ATTENTION = dict(embed_dims=_WIDTH, num_heads=4, attn_drop=0.0, proj_drop=0.0, dropout_layer=None, batch_first=True)
 
 SEGFORMER_MINI = dict(
     divisor=16,

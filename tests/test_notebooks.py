@@ -1,0 +1,80 @@
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from fmseg import notebooks
+from fmseg.settings import load
+
+ROOT = Path(__file__).parent.parent
+
+
+def cell(source, tags=()):
+    made = nbformat.v4.new_code_cell(source)
+    made["metadata"]["tags"] = list(tags)
+    return made
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project of one small notebook, with this checkout's package."""
+    (tmp_path / "fmseg").symlink_to(ROOT / "fmseg")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "notebooks").mkdir()
+
+    def write(*cells):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Squares: $a^2$"), *cells])
+        notebook["metadata"]["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / "notebooks" / "10_squares.ipynb")
+        return load("smoke", tmp_path)
+
+    return write
+
+
+DECLARED = cell('profile = "mini"\nseed = 0', ["parameters"])
+
+
+def test_the_notebook_runs_with_its_parameters_and_the_source_stays(project):
+    settings = project(DECLARED, cell("import fmseg.settings\nprint(profile, seed)"))
+    source = (settings.root / "notebooks/10_squares.ipynb").read_bytes()
+    path = notebooks.execute("10_squares", settings, {"seed": 7}, progress=False)
+    assert path == settings.root / "build/notebooks/smoke/10_squares.ipynb"
+    assert "smoke 7" in path.read_text()
+    assert (settings.root / "notebooks/10_squares.ipynb").read_bytes() == source
+    page = path.with_suffix(".html").read_text()
+    assert "<math" in page and "$a^2$" not in page
+    assert 'src="http' not in page and "smoke 7" in page
+    times = json.loads((settings.root / "build/times/smoke.json").read_text())
+    assert times["10_squares"] > 0
+    assert not [p.name for p in path.parent.iterdir() if "part" in p.name]
+
+
+def test_a_cell_that_raises_is_named_and_the_last_good_copy_stays(project):
+    settings = project(DECLARED, cell("x = 1"))
+    good = notebooks.execute("10_squares", settings, progress=False).read_text()
+    settings = project(DECLARED, cell("raise KeyError('where')"))
+    with pytest.raises(notebooks.NotebookError, match="10_squares.ipynb, cell .*KeyError: 'where'") as caught:
+        notebooks.execute("10_squares", settings, progress=False)
+    failed = settings.root / "build/notebooks/smoke/10_squares.failed.ipynb"
+    assert str(failed) in str(caught.value) and failed.exists()
+    assert (settings.root / "build/notebooks/smoke/10_squares.ipynb").read_text() == good
+
+
+def test_a_misspelt_parameter_is_refused_before_anything_runs(project):
+    settings = project(DECLARED, cell("x = 1"))
+    with pytest.raises(ValueError, match="unknown parameter of 10_squares.ipynb: 'sed'; did you mean 'seed'"):
+        notebooks.execute("10_squares", settings, {"sed": 1}, progress=False)
+    assert not (settings.root / "build").exists()
+
+
+def test_a_parameters_cell_holds_plain_values_only(project):
+    settings = project(cell("seed = int('3')", ["parameters"]))
+    with pytest.raises(ValueError, match='plain value.*got "seed = int'):
+        notebooks.parameters(settings.root / "notebooks/10_squares.ipynb")
+
+
+def test_an_unknown_notebook_is_met_with_those_that_exist(project):
+    with pytest.raises(FileNotFoundError, match="no notebook '11_cubes'.*there are: 10_squares"):
+        notebooks.execute("11_cubes", project(DECLARED), progress=False)
