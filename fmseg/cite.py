@@ -4,7 +4,8 @@ What can be cited, from ``results/<profile>/`` and ``params.yaml``:
 
 * ``table-id/row/column``: "41.3 ± 0.6"; with ``.mean``, ``.sd``, ``.n`` or ``.paper`` appended: that part alone;
 * ``claim.<id>``: the verdict; with ``.effect``: "+3.1 [2.0, 4.2]"; with ``.p`` (Holm-adjusted), ``.n``, ``.paper``;
-* ``time.<stage>``: "2 min 10 s", from ``times.json`` ({stage: seconds}); a stage named "20-real" also as ``time.20``;
+* ``time.<stage>``: "2 min 10 s", from ``times.json`` ({stage: seconds}); a stage named "20_real" also as ``time.20``. A
+  notebook without a time in this profile is "not yet measured";
 * ``param.<dotted path>``: a value of ``params.yaml``; a path of ``profiles.<profile>`` needs no prefix.
 """
 
@@ -73,11 +74,13 @@ def index(root=".", profile: str | None = None) -> dict[str, str]:
     profile = profile or params.get("profile", "mini")
     folder = root / "results" / profile
     known = {}
-    for table in tables.read_all(folder).values():
+    for table in tables.read_all(folder / "tables").values():
         known |= _of_table(table)
     if (folder / "ledger.json").exists():
         for entry in ledger.read(folder)["claims"]:
             known |= _of_claim(entry)
+    for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+        known |= dict.fromkeys((f"time.{notebook.stem}", f"time.{notebook.stem.split('_')[0]}"), "not yet measured")
     if (folder / "times.json").exists():
         known |= _of_times(tables.read_json(folder / "times.json"), folder / "times.json")
     section = (params.get("profiles") or {}).get(profile) or {}

@@ -32,7 +32,7 @@ def write(verdicts: list[dict], folder, profile: str) -> Path:
     """
     if profile not in _NOTICE:
         raise ValueError(f"`profile` must be one of {', '.join(_NOTICE)}; got {profile!r}.")
-    ledger = {"profile": profile, "claims": [{k: _stable(k, v) for k, v in entry.items()} for entry in verdicts]}
+    ledger = {"profile": profile, "claims": [stable(entry) for entry in verdicts]}
     path = Path(folder) / "ledger.json"
     write_files({path.with_suffix(".md"): markdown(ledger), path: json_text(ledger)})
     return path
@@ -92,8 +92,12 @@ def _details(claim):
     return text + (f" {claim['note'].strip()}" if claim["note"] else "")
 
 
+def stable(entry: dict) -> dict:
+    """A verdict with its numbers rounded to the digits that the ledger's file keeps."""
+    return {key: _stable(key, value) for key, value in entry.items()}
+
+
 def _stable(key, value):
-    """Numbers to the digits that a rerun on another machine keeps."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.4g}") if key in ("p", "p_holm") else round(value, 4) + 0.0

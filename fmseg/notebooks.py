@@ -1,13 +1,15 @@
 """Executing a notebook: parameters checked, papermill run, numbers filled in, HTML written.
 
-The source in notebooks/ is never touched. Executed copies go to build/notebooks/<profile>/ and appear under their names
-only when the notebook has run to its end; a failed one is left beside them as <name>.failed.ipynb for reading.
+The source in notebooks/ is never touched. Executed copies go to results/<profile>/notebooks/, outside git, and appear
+under their names only when the notebook has run to its end; a failed one is left beside them as <name>.failed.ipynb.
+They carry no times and no progress bars, so that the same results give the same bytes and dvc.lock stays as it is.
 """
 
 import ast
 import json
 import os
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,10 +66,10 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
         settings: profile and root.
         given: parameters to inject besides ``profile``; a name that the notebook does not declare is an error
             (papermill itself would only warn).
-        progress: show papermill's bar.
+        progress: show papermill's bar and the notebook's own.
 
     Returns:
-        The executed notebook, build/notebooks/<profile>/<name>.ipynb; the HTML lies beside it.
+        The executed notebook, results/<profile>/notebooks/<name>.ipynb; the HTML lies beside it.
 
     Raises:
         FileNotFoundError, ValueError: unknown notebook, undeclared parameter. NotebookError: a cell raised.
@@ -77,6 +79,8 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from fmseg.cite import fill_notebook
+
     root = settings.root
     source = source_path(name, root)
     declared = parameters(source)
@@ -84,7 +88,7 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
     check_names(values, tuple(declared), f"parameter of {source.name}:")
     if "profile" in declared:
         values["profile"] = settings.profile
-    folder = root / "build" / "notebooks" / settings.profile
+    folder = settings.results / "notebooks"
     folder.mkdir(parents=True, exist_ok=True)
     part, failed = folder / f".{name}.part.ipynb", folder / f"{name}.failed.ipynb"
     started = time.perf_counter()
@@ -95,7 +99,7 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
         try:
             papermill.execute_notebook(
                 str(source), str(part), values, cwd=str(root), kernel_name="python3", progress_bar=progress,
-                log_output=False, autosave_cell_every=5,
+                stderr_file=sys.stderr if progress else None, autosave_cell_every=5,
             )  # fmt: skip
         except PapermillExecutionError as error:
             part.replace(failed)
@@ -105,7 +109,8 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
             os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
         failed.unlink(missing_ok=True)
         notebook = nbformat.read(part, as_version=4)
-        _fill(notebook, settings)
+        _settle(notebook)
+        fill_notebook(notebook, root, settings.profile)
         _write(folder / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
         _write(folder / f"{name}.html", html(notebook))
         part.unlink()
@@ -113,10 +118,17 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
     return folder / f"{name}.ipynb"
 
 
-def _fill(notebook, settings: Settings) -> None:
-    from fmseg.cite import fill_notebook
-
-    fill_notebook(notebook, settings.root, settings.profile)
+def _settle(notebook) -> None:
+    """Take out what differs from one execution to the next: times, and what went to stderr (progress bars)."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata.get("language_info", {}).pop("version", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"  # papermill draws it at random
 
 
 def _write(path: Path, text: str) -> None:

@@ -120,7 +120,7 @@ def obtain(
     Raises:
         RuntimeError: workers were killed twice for the same work (out of memory?). What was done is kept.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     code, report, missing = closure(module, root), Report(), []
     for config in configs:

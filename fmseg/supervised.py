@@ -9,12 +9,14 @@ from typing import Any
 
 from fmseg.batches import Source
 from fmseg.datasets import draw_set, get_draw
-from fmseg.evaluation import weights_hash
+from fmseg.evaluation import predict, weights_hash
+from fmseg.labelmaps import pack
 from fmseg.metrics import mean_iou
 from fmseg.segmenters import build
 from fmseg.settings import check_names
 from fmseg.training import TrainConfig, train
 
+EXAMPLES = 6  # predictions on the first validation images that a record keeps, for figures
 KEYS = ("method", "seed", "draw", "split", "images", "validation", "size", "train")
 
 
@@ -44,7 +46,8 @@ def run(
 
     Returns:
         ``result`` (per-class ``iou`` as fractions with None for classes absent from the validation set, ``miou`` in
-        percent, ``weights`` hash), ``curve`` ([step, mIoU in percent]), ``seconds``; and the trained ``model``.
+        percent, ``weights`` hash, ``examples``: packed predictions on the first six validation images), ``curve``
+        ([step, mIoU in percent]), ``seconds``; and the trained ``model``.
 
     Raises:
         ValueError: an unknown or missing key, name or value.
@@ -65,6 +68,7 @@ def run(
         "iou": [None if value != value else round(float(value), 6) for value in trained.iou],
         "miou": round(100 * mean_iou(trained.iou), 4),
         "weights": weights_hash(model)[:16],
+        "examples": pack(predict(model, held_out.images[:EXAMPLES])),
     }
     curve = [[step, round(100 * value, 4)] for step, value in trained.curve]
     return {"result": result, "curve": curve, "seconds": trained.seconds, "model": model}

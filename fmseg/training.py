@@ -223,7 +223,7 @@ def train(
         ValueError: labels out of range, images of different sizes, a checkpoint that is damaged or belongs to another
             run. FloatingPointError: the loss or the scores are not finite. KeyboardInterrupt: interrupted.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError(f"`checkpoint_every` ({checkpoint_every}) must be >= 1 and needs a `checkpoint` path")

@@ -32,12 +32,14 @@ def root(tmp_path):
     ]
     table = tables.table("freemask-real", "Real only", "FreeMask", "%", ["mIoU", "things"], rows)
     folder = tmp_path / "results" / "mini"
-    tables.write(table, folder)
+    tables.write(table, folder / "tables")
     listed = claims.load(CLAIMS)[:1]
     found = verdicts.judge(listed, {"freemask-real": table}, {listed[0]["id"]: {claims.rule_hash(listed[0])}})
     ledger.write(found, folder, "mini")
     (folder / "times.json").write_text(json.dumps({"20-freemask-real": 130.2, "10-world": 34}))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "01_new.ipynb").write_text('{"cells": []}')
     return tmp_path
 
 
@@ -59,6 +61,8 @@ def root(tmp_path):
         ("time.20", "2 min 10 s"),
         ("time.20-freemask-real", "2 min 10 s"),
         ("time.10", "34 s"),
+        ("time.01", "not yet measured"),
+        ("time.01_new", "not yet measured"),
         ("param.noise.alpha", "1.25"),
         ("param.noise.strict", "true"),
         ("param.images", "400"),
@@ -199,7 +203,7 @@ def test_parameters_are_allowed(root):
 
 
 def test_notebooks_and_the_readme_are_checked(root):
-    (root / "notebooks").mkdir()
+    (root / "notebooks").mkdir(exist_ok=True)
     cells = [
         {"cell_type": "markdown", "source": ["# 20 Real images\n", "alpha 1.25; {{ cite time.20 }}"]},
         {"cell_type": "code", "source": ["x = 41.3"]},

@@ -40,7 +40,7 @@ def test_the_notebook_runs_with_its_parameters_and_the_source_stays(project):
     settings = project(DECLARED, cell("import fmseg.settings\nprint(profile, seed)"))
     source = (settings.root / "notebooks/10_squares.ipynb").read_bytes()
     path = notebooks.execute("10_squares", settings, {"seed": 7}, progress=False)
-    assert path == settings.root / "build/notebooks/smoke/10_squares.ipynb"
+    assert path == settings.root / "results/smoke/notebooks/10_squares.ipynb"
     assert "smoke 7" in path.read_text()
     assert (settings.root / "notebooks/10_squares.ipynb").read_bytes() == source
     page = path.with_suffix(".html").read_text()
@@ -57,9 +57,9 @@ def test_a_cell_that_raises_is_named_and_the_last_good_copy_stays(project):
     settings = project(DECLARED, cell("raise KeyError('where')"))
     with pytest.raises(notebooks.NotebookError, match="10_squares.ipynb, cell .*KeyError: 'where'") as caught:
         notebooks.execute("10_squares", settings, progress=False)
-    failed = settings.root / "build/notebooks/smoke/10_squares.failed.ipynb"
+    failed = settings.root / "results/smoke/notebooks/10_squares.failed.ipynb"
     assert str(failed) in str(caught.value) and failed.exists()
-    assert (settings.root / "build/notebooks/smoke/10_squares.ipynb").read_text() == good
+    assert (settings.root / "results/smoke/notebooks/10_squares.ipynb").read_text() == good
 
 
 def test_a_misspelt_parameter_is_refused_before_anything_runs(project):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fmseg import supervised
-from fmseg.evaluation import evaluate
+from fmseg.evaluation import evaluate, predict
+from fmseg.labelmaps import unpack
 from fmseg.metrics import mean_iou
 from fmseg.provenance import closure
 
@@ -28,6 +29,7 @@ def test_the_result_is_that_of_the_model():
     assert done["result"]["miou"] == pytest.approx(100 * mean_iou(iou), abs=1e-3)
     assert [value is None for value in done["result"]["iou"]] == np.isnan(iou).tolist()
     assert done["curve"][-1] == [4, done["result"]["miou"]]
+    assert (unpack(done["result"]["examples"]) == predict(done["model"], held_out.images[:6])).all()
 
 
 def test_a_key_that_nobody_reads_is_refused():

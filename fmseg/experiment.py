@@ -1,0 +1,202 @@
+"""A table and the runs behind it: runs from records or trained now, one trained live and compared, the table written.
+
+An experiment says which runs it needs (``configs``, a function of the settings) and how its table follows from their
+records (``table``, a pure function). Everything else is the same for all of them and stands here.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fmseg import claims, tables
+from fmseg.pool import obtain
+from fmseg.provenance import canonical_hash, closure
+from fmseg.records import find_record, read_record, reasons_stale, run_key
+from fmseg.settings import Settings
+
+TRAIN = ("one", "none", "all")
+CONFIDENCE = 0.99  # of the interval in which a run that is trained again must lie
+LEAST_TOLERANCE = 1.0  # points of mIoU: another processor rounds otherwise, and training magnifies it
+SINGLE_TOLERANCE = 5.0  # points, where one seed alone tells nothing about the spread
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table of trained runs.
+
+    Attributes:
+        id: of the table, and name of its folder of run records.
+        stage: the notebook that makes it, by file name without ending.
+        module: has ``run(config, ...)``, such as 'fmseg.supervised'; its imports are what a record calls its code.
+        configs: settings -> the runs' configurations.
+        table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
+        cell: config -> label of the runs that differ from it by their seed alone.
+        headline: whether `make rerun` trains it again without being asked for everything.
+    """
+
+    id: str
+    stage: str
+    module: str
+    configs: Callable[[Settings], list[dict[str, Any]]]
+    table: Callable[[Settings, list[dict | None]], dict]
+    cell: Callable[[dict], str]
+    headline: bool = True
+
+    def folder(self, settings: Settings) -> Path:
+        """Where its run records lie: results/<profile>/runs/<id>."""
+        return settings.results / "runs" / self.id
+
+
+@dataclass
+class Outcome:
+    """What :func:`perform` did. ``records`` in the order of the configurations, None where there is none.
+
+    Attributes:
+        table: the table, written unless records are missing.
+        from_records, trained: numbers of runs.
+        compared: one entry a run that was trained live beside its record, see :func:`compare`.
+        stale: {run: why its record was not taken}.
+    """
+
+    table: dict
+    records: list[dict | None]
+    from_records: int = 0
+    trained: int = 0
+    compared: list[dict] = field(default_factory=list)
+    stale: dict[str, list[str]] = field(default_factory=dict)
+
+    def __str__(self):
+        words = [f"{self.from_records} runs from records, {self.trained} trained now"]
+        for c in self.compared:
+            how = "the same weights to the bit" if c["identical"] else f"mIoU off by {c['difference']:+.2f}"
+            words.append(f"1 trained live and compared ({c['run']}): {how}, tolerance {c['tolerance']:.1f}")
+        return "; ".join(words)
+
+
+def perform(experiment: Experiment, settings: Settings, train: str = "one", progress: bool = True) -> Outcome:
+    """Do what a table needs and write it.
+
+    Args:
+        experiment, settings: what, and in which profile.
+        train: "one": missing runs are trained, and the cheapest recorded one is trained live and compared with its
+            record; "none": records only, and the table is not written if any is missing; "all": every run is trained
+            again and its record replaced.
+        progress: show a bar over runs.
+
+    Raises:
+        ValueError: ``train`` is none of the three. RuntimeError: the live run misses its record by more than the
+            tolerance, so the records do not hold on this machine.
+    """
+    if train not in TRAIN:
+        raise ValueError(f"`train` must be one of {', '.join(TRAIN)}; got {train!r}")
+    configs, folder = experiment.configs(settings), experiment.folder(settings)
+    outcome = Outcome({}, [])
+    if train == "none":
+        code = closure(experiment.module, settings.root)
+        found = [find_record(folder, config) for config in configs]
+        outcome.stale = {r["key"]: reasons_stale(r, code) for r in found if r and reasons_stale(r, code)}
+        outcome.records = [None if r is None or r["key"] in outcome.stale else r for r in found]
+        outcome.from_records = sum(r is not None for r in outcome.records)
+    else:
+        report = obtain(
+            configs, module=experiment.module, folder=folder, scratch=settings.root / "build" / "runs",
+            root=settings.root, claims=rules(experiment, settings), ignore_records=train == "all", progress=progress,
+        )  # fmt: skip
+        outcome.records = [report.records[run_key(config)] for config in configs]
+        outcome.from_records, outcome.trained, outcome.stale = (
+            len(report.from_records), len(report.trained), report.stale,
+        )  # fmt: skip
+        recorded = [r for r in outcome.records if r["key"] in set(report.from_records)]
+        if train == "one" and recorded:
+            outcome.compared = [live(experiment, settings, outcome.records, recorded, progress)]
+    outcome.table = experiment.table(settings, outcome.records)
+    if None not in outcome.records:
+        tables.write(outcome.table, settings.results / "tables")
+    _report(experiment, settings, outcome)
+    wrong = [c for c in outcome.compared if abs(c["difference"]) > c["tolerance"]]
+    if wrong:
+        raise RuntimeError(
+            f"{experiment.id}, {wrong[0]['run']}: trained live, mIoU differs from its record by "
+            f"{wrong[0]['difference']:+.2f}, more than {wrong[0]['tolerance']:.2f}. The records do not hold here: "
+            "`make verify` says whether the code is theirs; else compare the versions in the record with yours"
+        )
+    return outcome
+
+
+def rules(experiment: Experiment, settings: Settings) -> dict[str, str]:
+    """{claim id: rule hash} of the claims that read this experiment's table, as they stand now."""
+    return claims.rule_hashes(claims.load(settings.root / "claims.yaml"), experiment.id)
+
+
+def live(experiment: Experiment, settings: Settings, records: list[dict], among: list[dict], progress: bool) -> dict:
+    """Train the cheapest of ``among`` anew, beside the run store, and compare it with its record."""
+    cheapest = min(among, key=lambda r: (_exposures(r["config"]), r["seconds"]))
+    build = settings.root / "build"
+    folder = build / "live" / settings.profile / experiment.id
+    shutil.rmtree(folder, ignore_errors=True)
+    again = obtain(
+        [cheapest["config"]], module=experiment.module, folder=folder, scratch=build / "runs" / "live",
+        root=settings.root, progress=progress,
+    ).records[cheapest["key"]]  # fmt: skip
+    return compare(experiment, again, cheapest, records)
+
+
+def _exposures(config: dict) -> int:
+    return config["train"]["steps"] * config["train"].get("batch_size", 1)
+
+
+def compare(experiment: Experiment, again: dict, record: dict, records: Iterable[dict | None]) -> dict:
+    """A run that was trained again, beside its record.
+
+    The tolerance is the half-width of a prediction interval for one more run of the same cell, from the spread of the
+    recorded seeds; at least :data:`LEAST_TOLERANCE`, and :data:`SINGLE_TOLERANCE` where there is one seed.
+
+    Returns:
+        {"run", "identical" (same weights), "difference" (mIoU in points), "tolerance"}.
+    """
+    cell = experiment.cell(record["config"])
+    values = [r["result"]["miou"] for r in records if r and experiment.cell(r["config"]) == cell]
+    return {
+        "run": f"{cell}, seed {record['config']['seed']}",
+        "identical": again["result"]["weights"] == record["result"]["weights"],
+        "difference": round(again["result"]["miou"] - record["result"]["miou"], 4),
+        "tolerance": round(tolerance(values), 4),
+    }
+
+
+def tolerance(values: list[float], new: int = 1) -> float:
+    r"""Half-width of the interval for the mean of ``new`` further runs: :math:`t_{n-1} s \sqrt{1/n + 1/m}`, m = new."""
+    n = len(values)
+    if n < 2:
+        return SINGLE_TOLERANCE
+    from scipy.stats import t
+
+    mean = math.fsum(values) / n
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd * math.sqrt(1 / n + 1 / new)
+    return max(LEAST_TOLERANCE, half)
+
+
+def provenance(experiment: Experiment, settings: Settings, records: list[dict | None]) -> dict:
+    """What a table says about where it comes from: stage, seeds, and one hash over its records' keys and code."""
+    there = [r for r in records if r]
+    seeds = sorted({r["config"]["seed"] for r in there})
+    code = canonical_hash([[r["key"], r["code"]] for r in there])
+    return {"stage": experiment.stage, "seeds": seeds, "runs": len(there), "records": code}
+
+
+def _report(experiment: Experiment, settings: Settings, outcome: Outcome) -> None:
+    """Leave what happened for the summary at the end of `make repro`."""
+    path = settings.root / "build" / "reports" / settings.profile / f"{experiment.id}.json"
+    keys = ("from_records", "trained", "compared", "stale")
+    text = json.dumps({key: getattr(outcome, key) for key in keys}, indent=1) + "\n"
+    tables.write_files({path: text})
+
+
+def stored(experiment: Experiment, settings: Settings) -> list[dict]:
+    """All records in the experiment's folder, whatever their configuration; [] if there is no folder."""
+    return [read_record(path) for path in sorted(experiment.folder(settings).glob("*.json"))]

@@ -1,0 +1,82 @@
+"""FreeMask's first column: segmenters trained on real images alone, the baseline of its joint-training table.
+
+Source: FreeMask README, ADE20K table, column "real" (dossier T-B). In miniature: the `ade` draw, where stuff and things
+are labelled, and three of mmsegmentation's segmenters at mini size.
+"""
+
+from fmseg import ceilings, configs
+from fmseg.experiment import Experiment, provenance
+from fmseg.settings import Settings
+from fmseg.tables import cell, not_run, paper_value, row, table
+from fmseg.words import STUFF, THINGS
+
+SOURCE = "FreeMask README"
+METHODS = {"SegFormer": "segformer", "Segmenter": "segmenter", "Mask2Former": "mask2former"}
+PAPER = {"SegFormer": 45.6, "Segmenter": 46.2, "Mask2Former": 48.7}  # MiT-B2, ViT-S, Swin-T; STATED
+GROUPS = {  # class ids of the `ade` draw by column
+    "mIoU": list(range(len(THINGS) + len(STUFF))),
+    "things": list(range(len(THINGS))),
+    "stuff": list(range(len(THINGS), len(THINGS) + len(STUFF))),
+}
+
+
+def run_configs(settings: Settings) -> list[dict]:
+    """The runs: every method at every seed, on the same training split."""
+    images, exposures = settings.get("world.train.ade"), settings.get("exposures.table")
+    return [
+        configs.supervised(settings, method, seed, "ade", images, exposures)
+        for method in METHODS.values()
+        for seed in settings.get("seeds")
+    ]
+
+
+def group_means(record: dict) -> dict[str, float]:
+    """{column: mean IoU in percent over that column's classes that have ground truth} of one run."""
+    means = {}
+    for column, ids in GROUPS.items():
+        there = [record["result"]["iou"][k] for k in ids if record["result"]["iou"][k] is not None]
+        means[column] = 100 * sum(there) / len(there)
+    return means
+
+
+def build_table(settings: Settings, records: list[dict | None]) -> dict:
+    """The table `freemask-real` from its records; pure."""
+    rows = []
+    for label, method in METHODS.items():
+        mine = [r for r in records if r and r["config"]["method"] == method]
+        means = {r["config"]["seed"]: group_means(r) for r in mine}
+        cells = {}
+        for column in GROUPS:
+            paper = paper_value(PAPER[label], "STATED", SOURCE) if column == "mIoU" else None
+            values = {seed: m[column] for seed, m in means.items()}
+            cells[column] = cell(values, paper) if values else not_run("no record of its runs", paper)
+        rows.append(row(label, cells))
+    size, validation = settings.get("world.size"), settings.get("world.val")
+    for cells_a_side in ceilings.grids(size):
+        ceiling = ceilings.ceiling_cells("ade", validation, size, cells_a_side, GROUPS)
+        rows.append(row(f"ceiling of a {cells_a_side}x{cells_a_side} grid", ceiling))
+    return table(
+        "freemask-real",
+        "Real images only",
+        "FreeMask, joint training on ADE20K, column real (README)",
+        "% IoU",
+        list(GROUPS),
+        rows,
+        note=NOTE,
+        provenance=provenance(EXPERIMENT, settings, records),
+    )
+
+
+NOTE = (
+    "Mini models trained from scratch in short runs on the `ade` draw of the mini world; the paper's are SegFormer "
+    "MiT-B2, Segmenter ViT-S and Mask2Former Swin-T, pre-trained, on ADE20K. One training split serves all seeds; a "
+    "seed fixes initial weights and the order of data."
+)
+
+
+def cell_of(config: dict) -> str:
+    """The table's row that a run belongs to."""
+    return next(label for label, method in METHODS.items() if method == config["method"])
+
+
+EXPERIMENT = Experiment("freemask-real", "20_freemask_real", "fmseg.supervised", run_configs, build_table, cell_of)

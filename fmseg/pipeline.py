@@ -1,0 +1,125 @@
+"""dvc.yaml, computed: a stage a notebook, with what the notebook rests on and what it leaves.
+
+`python -m fmseg.pipeline` writes the file; a test fails where the file and this disagree. A stage depends on its
+notebook, on every package module that the notebook or a run of its tables reaches by imports, on the profile's
+parameters, and on the tables of other stages that it cites or reads. All outs persist: an interrupted stage leaves what
+was there before.
+"""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from fmseg import provenance
+from fmseg.catalogue import EXPERIMENTS
+from fmseg.settings import project_root
+from fmseg.tables import write_files
+
+RUNNER = "fmseg.stage"  # what executes a notebook; part of every stage
+_HEAD = """\
+# Written by `python -m fmseg.pipeline`; do not edit. A stage executes a notebook through papermill.
+# Tables, figures and run records live in git (cache: false); executed notebooks and pages in DVC's cache, so that a
+# fresh clone executes every notebook.
+"""
+_CITED = re.compile(r"\{\{\s*cite\s+([a-z][a-z0-9-]*)/")
+RESULTS = "results/${profile}"
+
+
+def stage_names(root: Path) -> list[str]:
+    """Notebooks by file name without ending, in their order."""
+    return sorted(path.stem for path in (Path(root) / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def stages(root: Path) -> dict[str, dict]:
+    """The `stages` mapping of dvc.yaml. Raises ValueError where a notebook cites a table that no stage makes."""
+    return {name: _stage(name, Path(root)) for name in stage_names(root)}
+
+
+def text(root: Path) -> str:
+    """The whole file."""
+    return _HEAD + yaml.safe_dump({"stages": stages(root)}, sort_keys=False, width=120)
+
+
+def made_by(name: str) -> list[str]:
+    """Ids of the tables that a stage makes from runs."""
+    return [e.id for e in EXPERIMENTS.values() if e.stage == name]
+
+
+def _stage(name: str, root: Path) -> dict:
+    notebook = root / "notebooks" / f"{name}.ipynb"
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    start = set(provenance.notebook_modules(notebook, root)) | {RUNNER}
+    start |= {EXPERIMENTS[id].module for id in made_by(name)}
+    files = provenance.modules(root)
+    modules = provenance.closure(start, root)
+    deps = [".dvc/stage", f"notebooks/{name}.ipynb"]
+    deps += [str(files[module].relative_to(root)) for module in modules]
+    if "fmseg.claims" in provenance.notebook_modules(notebook, root):
+        deps.append("claims.yaml")
+    deps += [f"{RESULTS}/tables/{id}.json" for id in _tables_read(cells, name)]
+    outs = [{f"{RESULTS}/tables/{id}.{ending}": _kept()} for id in made_by(name) for ending in ("json", "md")]
+    outs += [{f"{RESULTS}/runs/{id}": _kept()} for id in made_by(name)]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    if "plots.save(" in code:
+        outs.append({f"{RESULTS}/figures/{name}": _kept()})
+    if "ledger.write(" in code:
+        outs += [{f"{RESULTS}/ledger.{ending}": _kept()} for ending in ("json", "md")]
+    outs += [{f"results/${{profile}}/notebooks/{name}.{ending}": {"persist": True}} for ending in ("ipynb", "html")]
+    return {
+        "desc": _title(cells),
+        "cmd": f"sh .dvc/stage {name}",
+        "deps": deps,
+        "params": ["profile", "profiles.${profile}"],
+        "outs": outs,
+    }
+
+
+def _kept() -> dict:
+    return {"cache": False, "persist": True}
+
+
+def _title(cells) -> str:
+    first = "".join(cells[0]["source"]).strip().splitlines()[0]
+    return first.lstrip("# ").strip()
+
+
+def _calls(cells, names: tuple[str, ...]) -> list[tuple[str, str | None]]:
+    """(function, first argument if it is a text) of calls in code cells, for functions of those names."""
+    found = []
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        lines = "".join(cell["source"]).splitlines()
+        tree = ast.parse("\n".join("pass" if line.lstrip()[:1] in ("%", "!") else line for line in lines))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                if called in names:
+                    first = node.args[0] if node.args else None
+                    found.append((called, first.value if isinstance(first, ast.Constant) else None))
+    return found
+
+
+def _tables_read(cells, name: str) -> list[str]:
+    """Tables of other stages: cited in text, read with ``read_table("id")``, or all of them with ``read_all``."""
+    cited = {id for c in cells if c["cell_type"] == "markdown" for id in _CITED.findall("".join(c["source"]))}
+    for called, argument in _calls(cells, ("read_table", "read_all")):
+        cited |= set(EXPERIMENTS) if called == "read_all" else {argument} - {None}
+    unknown = sorted(cited - set(EXPERIMENTS))
+    if unknown:
+        raise ValueError(f"notebook {name} cites {', '.join(unknown)}, which no stage makes; have {list(EXPERIMENTS)}")
+    return sorted(cited - set(made_by(name)))
+
+
+def main() -> None:
+    root = project_root()
+    write_files({root / "dvc.yaml": text(root)})
+    print(f"dvc.yaml: {len(stage_names(root))} stages")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Pictures: one palette everywhere, figures saved with the numbers they are drawn from.
+
+Methods wear the eight colours of Okabe and Ito, which people with colour-blindness can tell apart. Class maps need up
+to 97 colours, which nobody can tell apart without the words, so class pictures carry their names; hue goes with the
+shape, lightness with the pattern.
+"""
+
+import colorsys
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fmseg.settings import Settings
+from fmseg.tables import write_files
+from fmseg.words import PATTERNS, SHAPES, STUFF, WEB_PATTERNS, WEB_SHAPES
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+METHOD_COLOURS = {
+    "SegFormer": OKABE_ITO[0],
+    "Segmenter": OKABE_ITO[1],
+    "Mask2Former": OKABE_ITO[2],
+    "DeepLabV3": OKABE_ITO[3],
+}
+IGNORED = (128, 128, 128)  # ignored pixels, in every picture
+BACKGROUND = (32, 32, 32)
+_STUFF = {
+    "sky": (173, 216, 240), "sea": (49, 101, 156), "grass": (96, 160, 72), "sand": (226, 205, 150),
+    "brick": (160, 80, 64), "rock": (112, 112, 120), "snow": (244, 246, 250), "wood": (130, 92, 52),
+}  # fmt: skip
+
+
+def class_colour(name: str) -> tuple[int, int, int]:
+    """RGB of a class, the same in every picture; 'background' is near black.
+
+    Raises:
+        ValueError: no class of the world has that name.
+    """
+    if name == "background":
+        return BACKGROUND
+    if name in STUFF:
+        return _STUFF[name]
+    words, shapes, patterns = name.split(), SHAPES + WEB_SHAPES, PATTERNS + WEB_PATTERNS
+    if len(words) != 2 or words[0] not in patterns or words[1] not in shapes:
+        raise ValueError(f"`name` must be a class of the mini world, got {name!r}; see fmseg.words")
+    hue = shapes.index(words[1]) / len(shapes)
+    light = 0.3 + 0.5 * patterns.index(words[0]) / (len(patterns) - 1)
+    return tuple(round(255 * v) for v in colorsys.hls_to_rgb(hue, light, 0.9))
+
+
+def palette(classes: Sequence[str]) -> np.ndarray:
+    """(256, 3) uint8: colour by class id; 255 and ids without a class are the grey of ignored pixels."""
+    colours = np.full((256, 3), IGNORED, np.uint8)
+    colours[: len(classes)] = [class_colour(name) for name in classes]
+    return colours
+
+
+def paint(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(..., 3) uint8 picture of (...) uint8 class ids."""
+    return palette(classes)[labels]
+
+
+def grid(
+    pictures: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str] = (), scale: float = 1.2
+):
+    """A matplotlib figure of pictures in rows and columns.
+
+    Args:
+        pictures: rows of (H, W, 3) uint8 arrays.
+        rows: a label a row ("" for none). columns: titles of the first row, or none.
+        scale: inches a picture.
+    """
+    from matplotlib.figure import Figure
+
+    wide, high = max(map(len, pictures)), len(pictures)
+    figure = Figure(figsize=(scale * wide + 1.1, scale * high + 0.4), layout="constrained")
+    axes = figure.subplots(high, wide, squeeze=False)
+    for i, line in enumerate(pictures):
+        for j, axis in enumerate(axes[i]):
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if j < len(line):
+                axis.imshow(line[j], interpolation="nearest")
+        axes[i][0].set_ylabel(rows[i], rotation=0, ha="right", va="center", fontsize=8)
+    for axis, title in zip(axes[0], columns, strict=False):
+        axis.set_title(title, fontsize=7)
+    return figure
+
+
+def new(width: float = 6.4, height: float = 3.6):
+    """A figure and its single axis, without a box round it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def save(figure, name: str, data: Iterable[Mapping], settings: Settings, stage: str) -> Path:
+    """Write a figure and, beside it, the csv of the numbers it shows.
+
+    Args:
+        figure: a matplotlib figure.
+        name: of the files, without ending.
+        data: rows as {column: value}, all with the same columns; at least one.
+        settings, stage: the files go to results/<profile>/figures/<stage>/.
+
+    Returns:
+        The picture's path, <name>.png. Its bytes depend on the drawing alone, not on the time or the machine's name.
+    """
+    rows = list(data)
+    if not rows:
+        raise ValueError(f"`data` of figure {name!r} is empty; give the numbers that the figure shows")
+    folder = settings.results / "figures" / stage
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_files({folder / f"{name}.csv": text.getvalue()})
+    path, part = folder / f"{name}.png", folder / f".{name}.png.part"
+    figure.savefig(part, dpi=110, format="png", metadata={"Software": None})
+    part.replace(path)
+    return path

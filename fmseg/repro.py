@@ -1,0 +1,121 @@
+"""`make repro`: DVC runs what is out of date, and at the end it says what was taken from where.
+
+Also `make smoke`: the same in a temporary copy with the profile `smoke`, so that the checkout stays as it is.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fmseg.cite import duration
+from fmseg.pipeline import stage_names
+from fmseg.records import LockedError, lock
+from fmseg.settings import load, project_root
+
+
+def _dvc(root: Path, *words: str) -> int:
+    """Run DVC with this interpreter; stages use it too. Returns its exit status."""
+    bin_folder = str(Path(sys.executable).parent)
+    path = os.pathsep.join([bin_folder, os.environ.get("PATH", "")])
+    env = {**os.environ, "FMSEG_PYTHON": sys.executable, "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env=env).returncode
+
+
+def repro(root: Path, words: list[str]) -> int:
+    """Run `dvc repro` with further words, one at a time, and print a summary. Returns the exit status.
+
+    Raises:
+        LockedError: another repro works in this checkout.
+    """
+    settings = load(root=root)
+    with lock(root / "build" / "repro.lock", "the pipeline of this checkout"):
+        started = time.time()
+        status = _dvc(root, "repro", *words)
+        if status:
+            print(
+                "\nfmseg: a stage failed, see above. What had finished is kept; start again to go on.", file=sys.stderr
+            )
+            return status
+        print(summary(settings, started))
+    return 0
+
+
+def summary(settings, started: float) -> str:
+    """What happened since ``started`` (seconds since the epoch), from the reports that the tables left."""
+    done = [p for p in sorted((settings.results / "notebooks").glob("*.ipynb")) if p.stat().st_mtime >= started]
+    names = stage_names(settings.root)
+    took = duration(time.time() - started)
+    if not done:
+        return f"\nfmseg: nothing was out of date; all {len(names)} stages are as committed ({took})."
+    reports = []
+    for path in sorted((settings.root / "build" / "reports" / settings.profile).glob("*.json")):
+        if path.stat().st_mtime >= started:
+            reports.append(json.loads(path.read_text()))
+    count = {key: sum(r[key] for r in reports) for key in ("from_records", "trained")}
+    compared = [c for r in reports for c in r["compared"]]
+    lines = [
+        f"\nfmseg, profile {settings.profile}: {len(done)} of {len(names)} notebooks executed in {took}.",
+        f"Runs: {count['from_records']} from records, {count['trained']} trained now, "
+        f"{len(compared)} trained live and compared with their records"
+        + (", all within tolerance." if compared else "."),
+    ]
+    for c in compared:
+        how = "the same weights to the bit" if c["identical"] else f"mIoU off by {c['difference']:+.2f} points"
+        lines.append(f"  {c['run']}: {how} (tolerance {c['tolerance']:.1f})")
+    stale = sum(len(r["stale"]) for r in reports)
+    if stale:
+        lines.append(
+            f"{stale} records did not belong to this code and were replaced; `git diff results` shows what moved."
+        )
+    folder = settings.results.relative_to(settings.root)
+    lines.append(f"Tables: {folder}/tables/*.md. Notebooks to read: {folder}/notebooks/*.html.")
+    return "\n".join(lines)
+
+
+def smoke(root: Path) -> int:
+    """Run every stage at smoke size in a temporary copy of the checkout, uncommitted changes included."""
+    with tempfile.TemporaryDirectory(prefix="fmseg-smoke-") as folder:
+        copy = Path(folder) / "checkout"
+        copy_checkout(root, copy)
+        params = copy / "params.yaml"
+        params.write_text(re.sub(r"(?m)^profile: \w+", "profile: smoke", params.read_text()))
+        status = repro(copy, ["--no-commit"])
+    return status
+
+
+def copy_checkout(root: Path, to: Path) -> None:
+    """Copy what git knows or would add (not what it ignores) into a new repository at ``to``."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        capture_output=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (root / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, to / name)
+    subprocess.run(["git", "init", "-q", str(to)], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fmseg.repro", description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="in a temporary copy, at smoke size")
+    parser.add_argument("words", nargs="*", help="stages; default: all that are out of date")
+    given = parser.parse_args()
+    try:
+        return smoke(project_root()) if given.smoke else repro(project_root(), given.words)
+    except (LockedError, ValueError) as error:
+        print(f"fmseg: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""`make rerun`: train again without looking at the records, and see whether the results fall where they are committed.
+
+The headline tables with three seeds, or with SCOPE=all every run. Works in build/rerun, so the committed records stay
+as they are; a rerun that was stopped goes on where it was. A cell holds if the mean of its new runs lies in the
+prediction interval that the committed seeds give for it (99 %, at least one point of mIoU).
+"""
+
+import argparse
+import shutil
+import sys
+
+from fmseg import tables
+from fmseg.catalogue import EXPERIMENTS
+from fmseg.experiment import Experiment, tolerance
+from fmseg.pool import obtain
+from fmseg.records import LockedError, lock, run_key
+from fmseg.settings import Settings, load
+
+SCOPES = ("headline", "all")
+SEEDS = 3  # of headline tables
+
+
+def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[dict]:
+    """The runs that a rerun trains: all, or those of the first three seeds of a headline table."""
+    configs = experiment.configs(settings)
+    if scope == "all":
+        return configs
+    seeds = sorted({c["seed"] for c in configs})[:SEEDS]
+    return [c for c in configs if c["seed"] in seeds] if experiment.headline else []
+
+
+def rerun(settings: Settings, scope: str = "headline", progress: bool = True) -> list[dict]:
+    """Train again and compare.
+
+    Args:
+        settings: profile. scope: "headline" or "all". progress: show a bar.
+
+    Returns:
+        One dict a cell: table, row, column, committed and again (means), n, tolerance, ok.
+
+    Raises:
+        ValueError: unknown scope. FileNotFoundError: a committed table is missing. LockedError: another rerun works.
+    """
+    if scope not in SCOPES:
+        raise ValueError(f"`scope` must be one of {', '.join(SCOPES)}; got {scope!r}")
+    folder = settings.root / "build" / "rerun" / settings.profile / scope
+    compared = []
+    with lock(folder.parent / f"{scope}.lock", f"make rerun, scope {scope},"):
+        for experiment in EXPERIMENTS.values():
+            wanted = configs_of(experiment, settings, scope)
+            if not wanted:
+                continue
+            print(f"{experiment.id}: {len(wanted)} runs", file=sys.stderr)
+            report = obtain(
+                wanted, module=experiment.module, folder=folder / experiment.id, scratch=folder / "scratch",
+                root=settings.root, progress=progress,
+            )  # fmt: skip
+            records = [report.records.get(run_key(c)) for c in experiment.configs(settings)]
+            committed = tables.read(settings.results / "tables" / f"{experiment.id}.json")
+            compared += compare_tables(committed, experiment.table(settings, records))
+        shutil.rmtree(folder)  # only a stopped rerun leaves something to go on with
+    return compared
+
+
+def compare_tables(committed: dict, again: dict) -> list[dict]:
+    """Cell by cell, where the new table has a value; see :func:`rerun`."""
+    found = []
+    for old, new in zip(committed["rows"], again["rows"], strict=True):
+        for column, cell in new["cells"].items():
+            before = old["cells"][column]
+            if not cell["n"] or not before["n"]:
+                continue
+            limit = tolerance(list(before["values"].values()), cell["n"])
+            off = cell["mean"] - before["mean"]
+            found.append(
+                {"table": committed["id"], "row": old["label"], "column": column, "committed": before["mean"],
+                 "again": cell["mean"], "n": cell["n"], "tolerance": limit, "ok": abs(off) <= limit}
+            )  # fmt: skip
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fmseg.rerun", description=__doc__.splitlines()[0])
+    parser.add_argument("--scope", default="headline", help=f"one of {', '.join(SCOPES)}")
+    try:
+        found = rerun(load(), parser.parse_args().scope)
+    except (ValueError, OSError, LockedError, RuntimeError) as error:
+        print(f"fmseg: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nfmseg: stopped; `make rerun` goes on from here", file=sys.stderr)
+        return 130
+    for c in found:
+        word = "ok" if c["ok"] else "OUTSIDE"
+        print(
+            f"{word:8}{c['table']} / {c['row']} / {c['column']}: {c['again']:.2f} (n = {c['n']}), "
+            f"committed {c['committed']:.2f} ± {c['tolerance']:.2f}"
+        )
+    outside = sum(not c["ok"] for c in found)
+    print(f"make rerun: {len(found)} cells, {outside} outside the committed intervals")
+    return 1 if outside else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

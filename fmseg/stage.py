@@ -1,0 +1,43 @@
+"""What a DVC stage runs: ``python -m fmseg.stage 20_freemask_real [name=value ...]``."""
+
+import sys
+
+import yaml
+
+from fmseg import notebooks
+from fmseg.records import LockedError
+from fmseg.settings import load
+
+
+def parse(words: list[str]) -> tuple[str, dict]:
+    """(notebook, parameters) of a command line. Values are read as YAML: ``train=none seed=3``.
+
+    Raises:
+        ValueError: no notebook, or a word without '='.
+    """
+    if not words:
+        raise ValueError("usage: python -m fmseg.stage NOTEBOOK [parameter=value ...]")
+    name, *rest = words
+    given = {}
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"parameters are given as name=value; got {word!r}")
+        given[key] = yaml.safe_load(value)
+    return name, given
+
+
+def main(words: list[str]) -> int:
+    """Execute a notebook in the profile that params.yaml sets; 0 if it ran to its end."""
+    try:
+        name, given = parse(words)
+        path = notebooks.execute(name, load(), given)
+    except (ValueError, OSError, LockedError, notebooks.NotebookError) as error:
+        print(f"fmseg: {error}", file=sys.stderr)
+        return 1
+    print(f"{path.name}: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,164 @@
+"""`make verify`: do the committed results belong to this code, these parameters, these rules? Seconds, no training.
+
+Every table's runs must have a record, every record must rest on the modules as they stand (compared by meaning: a
+comment is free, a constant is not), every table must follow from its records, the ledger from the tables, and dvc.lock
+must hold the hashes of the files at hand. Another environment than the records' is reported, not failed.
+"""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+
+from fmseg import claims, ledger, pipeline, prose, tables, verdicts
+from fmseg.catalogue import EXPERIMENTS
+from fmseg.experiment import Experiment, stored
+from fmseg.provenance import closure
+from fmseg.records import RecordError, find_record, path_of, reasons_stale
+from fmseg.settings import Settings, load
+
+
+@dataclass
+class Verdict:
+    """What was found: ``failed`` and ``remarks`` in words, ``checked`` counts by kind."""
+
+    failed: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    checked: Counter = field(default_factory=Counter)
+
+
+def verify(settings: Settings, dvc: bool = True) -> Verdict:
+    """Check the committed results of a profile.
+
+    Args:
+        settings: whose.
+        dvc: also ask DVC about dvc.lock (a few seconds).
+    """
+    found, everything = Verdict(), {}
+    for experiment in EXPERIMENTS.values():
+        try:
+            everything[experiment.id] = _records(experiment, settings, found)
+        except RecordError as error:
+            found.failed.append(str(error))
+    _ledger(settings, everything, found)
+    _text(settings, found)
+    _environment([r for records in everything.values() for r in records], found)
+    if dvc:
+        _lock(settings, found)
+    return found
+
+
+def _records(experiment: Experiment, settings: Settings, found: Verdict) -> list[dict]:
+    folder, code = experiment.folder(settings), closure(experiment.module, settings.root)
+    configs = experiment.configs(settings)
+    records = [find_record(folder, config) for config in configs]
+    known = {path_of(folder, config).name for config in configs}
+    where = f"{folder.relative_to(settings.root)}"
+    for config, record in zip(configs, records, strict=True):
+        name = path_of(folder, config).name
+        if record is None:
+            found.failed.append(f"{where}/{name}: there is no such record, but the table needs it")
+        elif reasons := reasons_stale(record, code):
+            found.failed.append(f"{where}/{name} does not belong to this code: {'; '.join(reasons)}")
+        found.checked["records"] += 1
+    for record in stored(experiment, settings):
+        name = path_of(folder, record["config"]).name
+        if name not in known:
+            found.failed.append(f"{where}/{name}: no table asks for this run any more; delete it")
+    there = [r for r in records if r]
+    if len(there) == len(configs):
+        _table(experiment, settings, records, found)
+    return there
+
+
+def _table(experiment: Experiment, settings: Settings, records: list[dict], found: Verdict) -> None:
+    path = settings.results / "tables" / f"{experiment.id}.json"
+    made = experiment.table(settings, records)
+    for file, text in ((path, tables.json_text(made)), (path.with_suffix(".md"), tables.markdown(made))):
+        shown = file.relative_to(settings.root)
+        if not file.exists():
+            found.failed.append(f"{shown} is missing; `make repro` writes it")
+        elif file.read_text(encoding="utf-8") != text:
+            found.failed.append(f"{shown} does not follow from its records; `make repro` writes it anew")
+        found.checked["tables"] += 1
+
+
+def _ledger(settings: Settings, everything: dict[str, list[dict]], found: Verdict) -> None:
+    path = settings.results / "ledger.json"
+    if not path.exists():
+        found.failed.append(f"{path.relative_to(settings.root)} is missing; `make repro` writes it")
+        return
+    try:
+        made = judged(settings, everything)
+    except ValueError as error:
+        found.failed.append(str(error))
+        return
+    found.checked["claims"] += len(made)
+    if json.loads(json.dumps([ledger.stable(entry) for entry in made])) != ledger.read(settings.results)["claims"]:
+        found.failed.append(
+            f"{path.relative_to(settings.root)} does not follow from the tables and the rules in claims.yaml; "
+            "`make repro` judges anew"
+        )
+
+
+def judged(settings: Settings, records: dict[str, list[dict]]) -> list[dict]:
+    """Every claim's verdict from the tables at hand and the rule hashes in the records: {table id: records}."""
+    listed = claims.load(settings.root / "claims.yaml")
+    hashes = claims.stored_hashes(listed, records)
+    return verdicts.judge(listed, tables.read_all(settings.results / "tables"), hashes, settings.profile)
+
+
+def _text(settings: Settings, found: Verdict) -> None:
+    if (settings.root / "dvc.yaml").read_text(encoding="utf-8") != pipeline.text(settings.root):
+        found.failed.append("dvc.yaml is not what the notebooks' imports ask for; run `python -m fmseg.pipeline`")
+    for finding in prose.check_all(settings.root):
+        found.failed.append(str(finding))
+
+
+def _environment(records: list[dict], found: Verdict) -> None:
+    here = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
+    for key, version in here.items():
+        others = sorted({r["versions"][key] for r in records} - {version, version.split("+")[0]})
+        others = [v for v in others if v.split("+")[0] != version.split("+")[0]]
+        if others:
+            found.remarks.append(f"records were made with {key} {', '.join(others)}; here is {version}")
+
+
+def _lock(settings: Settings, found: Verdict) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=settings.root, capture_output=True, text=True
+    )
+    try:
+        status = json.loads(run.stdout)
+    except ValueError:
+        found.failed.append(f"`dvc status` did not answer: {run.stderr.strip()[-300:]}")
+        return
+    for stage, changes in status.items():
+        for change in changes:
+            for kind, files in change.items() if isinstance(change, dict) else [(str(change), {"cmd": "changed"})]:
+                for file, state in files.items():
+                    if not (kind == "changed outs" and "/notebooks/" in file):  # not in git: a fresh clone lacks them
+                        found.failed.append(f"dvc.lock, stage {stage}: {file} is {state}; `make repro` mends it")
+    found.checked["stages"] = len(pipeline.stage_names(settings.root))
+
+
+def main() -> int:
+    try:
+        found = verify(load())
+    except (ValueError, OSError) as error:
+        print(f"fmseg: {error}", file=sys.stderr)
+        return 1
+    for remark in found.remarks:
+        print(f"remark: {remark}")
+    for failure in found.failed:
+        print(f"FAILED: {failure}")
+    counts = ", ".join(f"{n} {kind}" for kind, n in found.checked.items())
+    print(f"make verify: {counts}; " + (f"{len(found.failed)} failures" if found.failed else "all belong to this code"))
+    return 1 if found.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
