@@ -1,9 +1,11 @@
-# Two commands need nothing but Python 3.11, git and make: `make test`, and (with the pipeline) `make repro`.
-# Both call `setup`, which is done once and again only when the pins change.
+# Two commands need nothing but Python 3.11, git and make: `make repro` and `make test`. Both call `setup`, which is done
+# once and again only when the pins change.
 SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
+RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.fmseg-installed
+SCOPE ?= headline
 
 # One thread a process: for models this small two processes beat two threads. glibc keeps large blocks instead of
 # giving them back to the kernel, which would fault them in again at every step.
@@ -12,7 +14,17 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: setup test lint clean
+.PHONY: help setup repro rerun verify recertify smoke test lint lab pipeline readme times clean
+help:
+	@echo "make repro       execute every notebook, regenerate every table and figure"
+	@echo "make test        run the tests"
+	@echo "make lab         open the notebooks in JupyterLab (outputs are not saved into the sources)"
+	@echo "make verify      do the committed results belong to this code? seconds, no training"
+	@echo "make rerun       train the headline tables again and compare; SCOPE=all: everything"
+	@echo "make recertify   after a change that should not move numbers: certify the records for the new code"
+	@echo "make smoke       every stage at smoke size, in a temporary copy"
+	@echo "make pipeline    write dvc.yaml from the notebooks;  make readme: fill README's tables;  make times: and its times"
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,16 +34,43 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "Python lacks venv/ensurepip. On Debian or Ubuntu: apt-get install python3.11-venv"; exit 1; }
 	@command -v git >/dev/null || { echo "git is missing. On Debian or Ubuntu: apt-get install git"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test]'
-	@$(VENV)/bin/python -c 'import cv2' 2>/dev/null \
+	$(RUN) -m pip install -q -c constraints.txt -e '.[test]'
+	@$(RUN) -c 'import cv2' 2>/dev/null \
 	  || { echo "OpenCV cannot be imported. On Debian or Ubuntu: apt-get install libgl1 libglib2.0-0"; exit 1; }
 	@touch $@
 
+repro: setup
+	@$(RUN) -m fmseg.repro
+
+smoke: setup
+	@$(RUN) -m fmseg.repro --smoke
+
+rerun: setup
+	@$(RUN) -m fmseg.rerun --scope $(SCOPE)
+
+verify: setup
+	@$(RUN) -m fmseg.verify
+
+recertify: setup
+	@$(RUN) -m fmseg.recertify
+
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(RUN) -m pytest
 
 lint: setup
 	$(VENV)/bin/ruff check .
+
+lab: setup
+	$(VENV)/bin/jupyter lab --FileContentsManager.pre_save_hook=fmseg.strip.pre_save notebooks/00_start_here.ipynb
+
+pipeline: setup
+	@$(RUN) -m fmseg.pipeline
+
+readme: setup
+	@$(RUN) -m fmseg.readme
+
+times: setup
+	@$(RUN) -m fmseg.readme --times
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,18 @@
-"""Every table that rests on trained runs. For the commands that look at all of them; notebooks import their own."""
+"""Every table that rests on trained runs, and what concerns all of them. Notebooks import their own table alone."""
 
-from fmseg import freemask_real, world_supervised
-from fmseg.experiment import Experiment
+from fmseg import claims, freemask_real, tables, verdicts, world_supervised
+from fmseg.experiment import Experiment, stored
+from fmseg.settings import Settings
 
 EXPERIMENTS: dict[str, Experiment] = {e.id: e for e in (world_supervised.EXPERIMENT, freemask_real.EXPERIMENT)}
+
+
+def judge_all(settings: Settings) -> list[dict]:
+    """Every claim's verdict, from the tables at hand and the rule hashes in the records behind them.
+
+    Raises:
+        ValueError: a table, record or claim is damaged, or a claim names a row that its table lacks.
+    """
+    listed = claims.load(settings.root / "claims.yaml")
+    hashes = claims.stored_hashes(listed, {id: stored(e, settings) for id, e in EXPERIMENTS.items()})
+    return verdicts.judge(listed, tables.read_all(settings.results / "tables"), hashes, settings.profile)

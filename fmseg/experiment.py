@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmseg import claims, tables
+from fmseg import claims, tables, verdicts
+from fmseg.estimand import parse
 from fmseg.pool import obtain
 from fmseg.provenance import canonical_hash, closure
 from fmseg.records import find_record, read_record, reasons_stale, run_key
@@ -21,7 +22,7 @@ from fmseg.settings import Settings
 TRAIN = ("one", "none", "all")
 CONFIDENCE = 0.99  # of the interval in which a run that is trained again must lie
 LEAST_TOLERANCE = 1.0  # points of mIoU: another processor rounds otherwise, and training magnifies it
-SINGLE_TOLERANCE = 5.0  # points, where one seed alone tells nothing about the spread
+LARGEST_TOLERANCE = 5.0  # points, however little a few seeds say about the spread
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def compare(experiment: Experiment, again: dict, record: dict, records: Iterable
     """A run that was trained again, beside its record.
 
     The tolerance is the half-width of a prediction interval for one more run of the same cell, from the spread of the
-    recorded seeds; at least :data:`LEAST_TOLERANCE`, and :data:`SINGLE_TOLERANCE` where there is one seed.
+    recorded seeds; at least :data:`LEAST_TOLERANCE`, at most :data:`LARGEST_TOLERANCE`.
 
     Returns:
         {"run", "identical" (same weights), "difference" (mIoU in points), "tolerance"}.
@@ -169,16 +170,19 @@ def compare(experiment: Experiment, again: dict, record: dict, records: Iterable
 
 
 def tolerance(values: list[float], new: int = 1) -> float:
-    r"""Half-width of the interval for the mean of ``new`` further runs: :math:`t_{n-1} s \sqrt{1/n + 1/m}`, m = new."""
+    r"""Half-width of the interval for the mean of ``new`` further runs: :math:`t_{n-1} s \sqrt{1/n + 1/m}`, m = new.
+
+    Kept between :data:`LEAST_TOLERANCE` and :data:`LARGEST_TOLERANCE`; the latter also where there is one seed.
+    """
     n = len(values)
     if n < 2:
-        return SINGLE_TOLERANCE
+        return LARGEST_TOLERANCE
     from scipy.stats import t
 
     mean = math.fsum(values) / n
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd * math.sqrt(1 / n + 1 / new)
-    return max(LEAST_TOLERANCE, half)
+    return min(max(LEAST_TOLERANCE, half), LARGEST_TOLERANCE)
 
 
 def provenance(experiment: Experiment, settings: Settings, records: list[dict | None]) -> dict:
@@ -187,6 +191,13 @@ def provenance(experiment: Experiment, settings: Settings, records: list[dict | 
     seeds = sorted({r["config"]["seed"] for r in there})
     code = canonical_hash([[r["key"], r["code"]] for r in there])
     return {"stage": experiment.stage, "seeds": seeds, "runs": len(there), "records": code}
+
+
+def judged(experiment: Experiment, settings: Settings, outcome: Outcome) -> list[dict]:
+    """Verdicts of the claims that this table alone decides; the ledger has them all."""
+    listed = [c for c in claims.load(settings.root / "claims.yaml") if parse(c["estimand"]).tables == (experiment.id,)]
+    hashes = claims.stored_hashes(listed, {experiment.id: [r for r in outcome.records if r]})
+    return verdicts.judge(listed, {experiment.id: outcome.table}, hashes, settings.profile)
 
 
 def _report(experiment: Experiment, settings: Settings, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import socket
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,12 @@ def source_path(name: str, root: Path) -> Path:
         have = ", ".join(sorted(p.stem for p in path.parent.glob("[0-9]*.ipynb"))) or "none"
         raise FileNotFoundError(f"no notebook {name!r} in {path.parent}; there are: {have}")
     return path
+
+
+def title(path: Path) -> str:
+    """A notebook's first heading."""
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    return "".join(cells[0]["source"]).strip().splitlines()[0].lstrip("# ").strip()
 
 
 def parameters(path: Path) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
         try:
             papermill.execute_notebook(
                 str(source), str(part), values, cwd=str(root), kernel_name="python3", progress_bar=progress,
-                stderr_file=sys.stderr if progress else None, autosave_cell_every=5,
+                stderr_file=sys.stderr if progress else None, autosave_cell_every=5, config=_by_file_socket(),
             )  # fmt: skip
         except PapermillExecutionError as error:
             part.replace(failed)
@@ -116,6 +123,13 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
         part.unlink()
     note_time(name, time.perf_counter() - started, settings)
     return folder / f"{name}.ipynb"
+
+
+def _by_file_socket():
+    """Kernel and papermill talk through sockets in the file system: no open ports, and no warning about them."""
+    from traitlets.config import Config
+
+    return Config({"KernelManager": {"transport": "ipc"}} if hasattr(socket, "AF_UNIX") else {})
 
 
 def _settle(notebook) -> None:
@@ -163,7 +177,7 @@ def html(notebook) -> str:
 
 
 def note_time(name: str, seconds: float, settings: Settings) -> None:
-    """Leave a stage's seconds in build/times/<profile>.json; `make times` copies them to results when asked."""
+    """Leave the seconds of a stage or command in build/times/<profile>.json; `make times` takes them into results."""
     path = settings.root / "build" / "times" / f"{settings.profile}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with lock(path.with_suffix(".lock"), "the table of times", wait=30):

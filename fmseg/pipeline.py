@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from fmseg import provenance
+from fmseg import notebooks, provenance
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.settings import project_root
 from fmseg.tables import write_files
@@ -70,7 +70,7 @@ def _stage(name: str, root: Path) -> dict:
         outs += [{f"{RESULTS}/ledger.{ending}": _kept()} for ending in ("json", "md")]
     outs += [{f"results/${{profile}}/notebooks/{name}.{ending}": {"persist": True}} for ending in ("ipynb", "html")]
     return {
-        "desc": _title(cells),
+        "desc": notebooks.title(notebook),
         "cmd": f"sh .dvc/stage {name}",
         "deps": deps,
         "params": ["profile", "profiles.${profile}"],
@@ -80,11 +80,6 @@ def _stage(name: str, root: Path) -> dict:
 
 def _kept() -> dict:
     return {"cache": False, "persist": True}
-
-
-def _title(cells) -> str:
-    first = "".join(cells[0]["source"]).strip().splitlines()[0]
-    return first.lstrip("# ").strip()
 
 
 def _calls(cells, names: tuple[str, ...]) -> list[tuple[str, str | None]]:

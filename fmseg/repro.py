@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from fmseg.cite import duration
+from fmseg.notebooks import note_time
 from fmseg.pipeline import stage_names
 from fmseg.records import LockedError, lock
 from fmseg.settings import load, project_root
@@ -44,12 +45,22 @@ def repro(root: Path, words: list[str]) -> int:
             )
             return status
         print(summary(settings, started))
+        if not words:
+            done = executed(settings, started)
+            name = {len(stage_names(root)): "repro", 0: "repro again"}.get(len(done))
+            if name:
+                note_time(name, time.time() - started, settings)
     return 0
+
+
+def executed(settings, started: float) -> list[Path]:
+    """Executed notebooks that are younger than ``started``, seconds since the epoch."""
+    return [p for p in sorted((settings.results / "notebooks").glob("[0-9]*.ipynb")) if p.stat().st_mtime >= started]
 
 
 def summary(settings, started: float) -> str:
     """What happened since ``started`` (seconds since the epoch), from the reports that the tables left."""
-    done = [p for p in sorted((settings.results / "notebooks").glob("*.ipynb")) if p.stat().st_mtime >= started]
+    done = executed(settings, started)
     names = stage_names(settings.root)
     took = duration(time.time() - started)
     if not done:
@@ -86,7 +97,10 @@ def smoke(root: Path) -> int:
         copy_checkout(root, copy)
         params = copy / "params.yaml"
         params.write_text(re.sub(r"(?m)^profile: \w+", "profile: smoke", params.read_text()))
+        started = time.time()
         status = repro(copy, ["--no-commit"])
+    if status == 0:
+        note_time("smoke", time.time() - started, load("mini", root))
     return status
 
 

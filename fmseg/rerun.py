@@ -8,10 +8,12 @@ prediction interval that the committed seeds give for it (99 %, at least one poi
 import argparse
 import shutil
 import sys
+import time
 
 from fmseg import tables
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.experiment import Experiment, tolerance
+from fmseg.notebooks import note_time
 from fmseg.pool import obtain
 from fmseg.records import LockedError, lock, run_key
 from fmseg.settings import Settings, load
@@ -82,14 +84,16 @@ def compare_tables(committed: dict, again: dict) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fmseg.rerun", description=__doc__.splitlines()[0])
     parser.add_argument("--scope", default="headline", help=f"one of {', '.join(SCOPES)}")
+    started, settings, scope = time.perf_counter(), load(), parser.parse_args().scope
     try:
-        found = rerun(load(), parser.parse_args().scope)
+        found = rerun(settings, scope)
     except (ValueError, OSError, LockedError, RuntimeError) as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nfmseg: stopped; `make rerun` goes on from here", file=sys.stderr)
         return 130
+    note_time("rerun" if scope == "headline" else f"rerun {scope}", time.perf_counter() - started, settings)
     for c in found:
         word = "ok" if c["ok"] else "OUTSIDE"
         print(

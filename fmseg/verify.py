@@ -10,12 +10,14 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from fmseg import claims, ledger, pipeline, prose, tables, verdicts
-from fmseg.catalogue import EXPERIMENTS
+from fmseg import ledger, pipeline, prose, readme, tables
+from fmseg.catalogue import EXPERIMENTS, judge_all
 from fmseg.experiment import Experiment, stored
+from fmseg.notebooks import note_time
 from fmseg.provenance import closure
 from fmseg.records import RecordError, find_record, path_of, reasons_stale
 from fmseg.settings import Settings, load
@@ -43,7 +45,7 @@ def verify(settings: Settings, dvc: bool = True) -> Verdict:
             everything[experiment.id] = _records(experiment, settings, found)
         except RecordError as error:
             found.failed.append(str(error))
-    _ledger(settings, everything, found)
+    _ledger(settings, found)
     _text(settings, found)
     _environment([r for records in everything.values() for r in records], found)
     if dvc:
@@ -86,13 +88,13 @@ def _table(experiment: Experiment, settings: Settings, records: list[dict], foun
         found.checked["tables"] += 1
 
 
-def _ledger(settings: Settings, everything: dict[str, list[dict]], found: Verdict) -> None:
+def _ledger(settings: Settings, found: Verdict) -> None:
     path = settings.results / "ledger.json"
     if not path.exists():
         found.failed.append(f"{path.relative_to(settings.root)} is missing; `make repro` writes it")
         return
     try:
-        made = judged(settings, everything)
+        made = judge_all(settings)
     except ValueError as error:
         found.failed.append(str(error))
         return
@@ -104,16 +106,12 @@ def _ledger(settings: Settings, everything: dict[str, list[dict]], found: Verdic
         )
 
 
-def judged(settings: Settings, records: dict[str, list[dict]]) -> list[dict]:
-    """Every claim's verdict from the tables at hand and the rule hashes in the records: {table id: records}."""
-    listed = claims.load(settings.root / "claims.yaml")
-    hashes = claims.stored_hashes(listed, records)
-    return verdicts.judge(listed, tables.read_all(settings.results / "tables"), hashes, settings.profile)
-
-
 def _text(settings: Settings, found: Verdict) -> None:
     if (settings.root / "dvc.yaml").read_text(encoding="utf-8") != pipeline.text(settings.root):
         found.failed.append("dvc.yaml is not what the notebooks' imports ask for; run `python -m fmseg.pipeline`")
+    text = (settings.root / "README.md").read_text(encoding="utf-8")
+    if settings.profile == readme.PROFILE and text != readme.fill(text, settings):
+        found.failed.append("README.md does not show the committed tables and times; run `make readme`")
     for finding in prose.check_all(settings.root):
         found.failed.append(str(finding))
 
@@ -146,8 +144,9 @@ def _lock(settings: Settings, found: Verdict) -> None:
 
 
 def main() -> int:
+    started, settings = time.perf_counter(), load()
     try:
-        found = verify(load())
+        found = verify(settings)
     except (ValueError, OSError) as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1
@@ -155,6 +154,7 @@ def main() -> int:
         print(f"remark: {remark}")
     for failure in found.failed:
         print(f"FAILED: {failure}")
+    note_time("verify", time.perf_counter() - started, settings)
     counts = ", ".join(f"{n} {kind}" for kind, n in found.checked.items())
     print(f"make verify: {counts}; " + (f"{len(found.failed)} failures" if found.failed else "all belong to this code"))
     return 1 if found.failed else 0

@@ -87,7 +87,8 @@ def build_table(settings: Settings, records: list[dict | None]) -> dict:
 
 def cell_of(config: dict) -> str:
     """Runs of the same cell differ by their seed alone."""
-    return f"{config['method']} on {config['images']} {config['draw']} images, {config['train']['steps']} steps"
+    images = f"{config['images']} images of {config['draw']} {config['split']}"
+    return f"{config['method']} on {images}, {config['train']['steps']} steps"
 
 
 EXPERIMENT = Experiment(

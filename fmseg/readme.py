@@ -1,0 +1,92 @@
+"""README's generated parts: tables, the list of notebooks, measured times. Between ``<!-- fmseg:begin NAME -->`` and
+``<!-- fmseg:end NAME -->``; `make readme` fills them from results/mini, `make verify` fails where they are out of date.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from fmseg import tables
+from fmseg.cite import cite, duration
+from fmseg.notebooks import title
+from fmseg.settings import Settings, load
+
+PROFILE = "mini"  # the README shows the reader's profile
+_BLOCK = re.compile(r"(<!-- fmseg:begin (\S+) -->\n).*?(<!-- fmseg:end \2 -->)", re.DOTALL)
+
+
+def fill(text: str, settings: Settings) -> str:
+    """A text with its generated parts written anew.
+
+    Raises:
+        ValueError: a part of a name that nobody writes. FileNotFoundError: a table is missing.
+    """
+    return _BLOCK.sub(lambda m: f"{m.group(1)}{part(m.group(2), settings)}\n{m.group(3)}", text)
+
+
+def part(name: str, settings: Settings) -> str:
+    """What stands in the part of that name: 'table.<id>', 'notebooks', or 'times'."""
+    if name.startswith("table."):
+        text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
+        return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
+    if name == "notebooks":
+        return _notebooks(settings)
+    if name == "times":
+        return _times(settings)
+    raise ValueError(f"README: no generated part is called {name!r}; there are table.<id>, notebooks, times")
+
+
+def _notebooks(settings: Settings) -> str:
+    lines = ["| notebook | measured |", "|---|---|"]
+    for path in sorted((settings.root / "notebooks").glob("[0-9]*.ipynb")):
+        time = cite(f"time.{path.stem}", settings.root, settings.profile)
+        lines.append(f"| [{title(path)}](notebooks/{path.name}) | {time} |")
+    return "\n".join(lines)
+
+
+def _times(settings: Settings) -> str:
+    path = settings.results / "times.json"
+    times = tables.read_json(path) if path.exists() else {}
+
+    def said(name):
+        return duration(times[name]) if name in times else "not yet measured"
+
+    return "\n".join(
+        [
+            "| command | does | measured on two cores |",
+            "|---|---|---|",
+            f"| `make repro` | executes every notebook, regenerates every table and figure | {said('repro')}; "
+            f"with nothing to do {said('repro again')} |",
+            f"| `make test` | runs the tests | {said('test')} |",
+            f"| `make verify` | do the committed results belong to this code? | {said('verify')} |",
+            f"| `make smoke` | every stage at smoke size, in a temporary copy | {said('smoke')} |",
+            f"| `make rerun` | trains the headline table again with three seeds and compares | {said('rerun')} |",
+            "| `make lab` | opens the notebooks | |",
+        ]
+    )
+
+
+def take_times(settings: Settings) -> None:
+    """Copy what was measured on this machine (build/times) into the committed times.json."""
+    measured = settings.root / "build" / "times" / f"{settings.profile}.json"
+    path = settings.results / "times.json"
+    known = tables.read_json(path) if path.exists() else {}
+    known |= tables.read_json(measured)
+    tables.write_files({path: tables.json_text(dict(sorted(known.items())))})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m fmseg.readme", description="Fill README's generated parts.")
+    parser.add_argument("--times", action="store_true", help="first take over the times measured on this machine")
+    settings = load(PROFILE)
+    if parser.parse_args().times:
+        take_times(settings)
+    path = Path(settings.root) / "README.md"
+    tables.write_files({path: fill(path.read_text(encoding="utf-8"), settings)})
+    print("README.md is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from toys import REAL, invented
+
+from fmseg import freemask_real, recertify, rerun, tables, world_supervised
+from fmseg.experiment import LARGEST_TOLERANCE, LEAST_TOLERANCE, compare, judged, perform, stored, tolerance
+from fmseg.records import write_record
+
+
+def test_runs_are_trained_once_then_taken_from_records_and_one_is_compared(settings):
+    first = perform(REAL, settings, progress=False)
+    assert (first.trained, first.from_records, first.compared) == (6, 0, [])
+    table = settings.results / "tables/freemask-real.json"
+    written = table.read_bytes()
+    again = perform(REAL, settings, progress=False)
+    assert (again.trained, again.from_records) == (0, 6)
+    assert again.compared == [
+        {"run": "SegFormer, seed 0", "identical": True, "difference": 0.0, "tolerance": again.compared[0]["tolerance"]}
+    ]
+    assert table.read_bytes() == written and "same weights to the bit" in str(again)
+    report = json.loads((settings.root / "build/reports/mini/freemask-real.json").read_text())
+    assert report["from_records"] == 6 and len(report["compared"]) == 1
+    for record in again.records[:2]:
+        record["result"]["miou"] += 60
+        write_record(record, REAL.folder(settings))
+    with pytest.raises(RuntimeError, match="SegFormer, seed 0: trained live, mIoU differs from its record by -60"):
+        perform(REAL, settings, progress=False)
+
+
+def test_without_training_what_is_missing_is_said_and_nothing_is_written(settings):
+    one = invented(settings)[0]
+    write_record(one, freemask_real.EXPERIMENT.folder(settings))
+    stale = {**invented(settings)[1], "code": {"fmseg.world": "0" * 16}}
+    write_record(stale, freemask_real.EXPERIMENT.folder(settings))
+    outcome = perform(freemask_real.EXPERIMENT, settings, "none", progress=False)
+    assert outcome.from_records == 1 and outcome.records[0] == one and outcome.records[1:] == [None] * 5
+    assert list(outcome.stale) == [stale["key"]] and "fmseg.world was changed" in outcome.stale[stale["key"]]
+    rows = {r["label"]: r["cells"] for r in outcome.table["rows"]}
+    assert rows["SegFormer"]["mIoU"]["n"] == 1
+    assert rows["Mask2Former"]["mIoU"]["status"] == "not run: no record of its runs"
+    assert rows["Mask2Former"]["mIoU"]["paper"]["value"] == 48.7
+    assert not (settings.results / "tables").exists()
+    with pytest.raises(ValueError, match="`train` must be one of one, none, all; got 'some'"):
+        perform(freemask_real.EXPERIMENT, settings, "some")
+
+
+def test_the_table_is_a_function_of_the_records(settings):
+    records = invented(settings)
+    table = freemask_real.build_table(settings, records)
+    cells = {r["label"]: r["cells"] for r in table["rows"]}
+    seed_1 = next(r for r in records if r["config"]["method"] == "segmenter" and r["config"]["seed"] == 1)
+    things = [v for v in seed_1["result"]["iou"][:40] if v is not None]
+    assert cells["Segmenter"]["things"]["values"]["1"] == pytest.approx(100 * np.mean(things), abs=1e-3)
+    assert cells["Segmenter"]["mIoU"]["values"]["1"] == pytest.approx(seed_1["result"]["miou"], abs=1e-3)
+    ceilings = [cells[f"ceiling of a {g}x{g} grid"]["mIoU"]["mean"] for g in (4, 8, 16)]
+    assert ceilings == sorted(ceilings) and ceilings[-1] < 100
+    verdict = judged(freemask_real.EXPERIMENT, settings, type("O", (), {"table": table, "records": records}))
+    assert [v["verdict"] for v in verdict] == ["not tested"] * 3  # two seeds are too few
+
+
+def test_the_world_table_tells_its_runs_apart(settings):
+    records = invented(settings, world_supervised.EXPERIMENT)
+    table = world_supervised.build_table(settings, records)
+    assert all(c["n"] == 1 for r in table["rows"] for c in r["cells"].values())
+    labels = [world_supervised.label_of(settings, r["config"]) for r in records]
+    assert {labels.count(label) for label in labels} == {len(world_supervised.DRAWS)}
+    assert len({world_supervised.cell_of(r["config"]) for r in records}) == len(records)  # one seed: every run its cell
+
+
+def test_the_tolerance_is_a_prediction_interval():
+    values = [40.0, 40.4, 40.1, 40.7]
+    half = stats.t.ppf(0.995, 3) * np.std(values, ddof=1)
+    assert tolerance(values) == pytest.approx(half * np.sqrt(1 / 4 + 1))
+    assert tolerance(values, 3) == pytest.approx(half * np.sqrt(1 / 4 + 1 / 3))
+    assert tolerance([40.0, 40.0]) == LEAST_TOLERANCE and tolerance([40.0]) == LARGEST_TOLERANCE
+    assert tolerance([10.0, 90.0]) == LARGEST_TOLERANCE
+
+
+def test_a_comparison_uses_the_spread_of_its_own_cell(settings):
+    records = invented(settings, spread=10)
+    again = {**records[0], "result": {**records[0]["result"], "miou": records[0]["result"]["miou"] + 2, "weights": "x"}}
+    found = compare(freemask_real.EXPERIMENT, again, records[0], records)
+    own = [r["result"]["miou"] for r in records if r["config"]["method"] == "segformer"]
+    assert found["difference"] == 2 and not found["identical"]
+    assert found["tolerance"] == pytest.approx(tolerance(own), abs=1e-3)
+
+
+def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monkeypatch):
+    monkeypatch.setattr(rerun, "EXPERIMENTS", {"freemask-real": REAL})  # the catalogue
+    perform(REAL, settings, progress=False)
+    before = {p: p.read_bytes() for p in settings.results.rglob("*") if p.is_file()}
+    found = rerun.rerun(settings, progress=False)
+    assert {p: p.read_bytes() for p in settings.results.rglob("*") if p.is_file()} == before
+    assert len(found) == 18 and all(c["ok"] and c["again"] == c["committed"] for c in found)
+    assert not (settings.root / "build/rerun/mini/headline").exists()  # the next one starts anew
+    with pytest.raises(ValueError, match="`scope` must be one of headline, all; got 'some'"):
+        rerun.rerun(settings, "some")
+
+
+def test_a_rerun_that_falls_outside_is_seen(settings):
+    committed = freemask_real.build_table(settings, invented(settings, spread=0))  # no spread: one point is the limit
+    moved = invented(settings, spread=0)
+    for record in moved:
+        record["result"]["iou"] = [v if v is None else v - 0.02 for v in record["result"]["iou"]]
+    found = rerun.compare_tables(committed, freemask_real.build_table(settings, moved))
+    assert len(found) == 18 and {c["ok"] for c in found if "ceiling" not in c["row"]} == {False}
+    assert {c["ok"] for c in found if "ceiling" in c["row"]} == {True}
+
+
+def test_recertifying_needs_the_same_bits(settings):
+    perform(REAL, settings, progress=False)
+    folder = REAL.folder(settings)
+    for record in stored(REAL, settings):  # as if fmseg.toy had been another module then
+        write_record({**record, "code": {**record["code"], "fmseg.toy": "0" * 16}}, folder)
+    keys, left = recertify.recertify(REAL, settings)
+    assert len(keys) == 6 and not left
+    certified = stored(REAL, settings)
+    assert all(r["recertified"][0]["changed"] == ["fmseg.toy was changed"] for r in certified)
+    assert len({r["recertified"][0]["evidence"] for r in certified}) == 3  # one run a method was trained again
+    assert recertify.recertify(REAL, settings) == ([], [])
+    toy = settings.root / "fmseg/toy.py"
+    toy.write_text(toy.read_text().replace("OFFSET = 0.0", "OFFSET = 0.1"))  # now a change does move the numbers
+    keys, left = recertify.recertify(REAL, settings)
+    assert not keys and len(left) == 3 and "segmenter: 2 records stay stale" in left[2]
+    assert stored(REAL, settings) == certified
+
+
+def test_configurations_come_from_the_parameters(settings):
+    config = freemask_real.run_configs(settings)[0]
+    assert config["train"] == {
+        "batch_size": 4, "augment": ["flip"], "steps": 2, "lr": 0.001, "warmup_steps": 1, "eval_every": 1,
+    }  # fmt: skip
+    from fmseg import configs
+
+    with pytest.raises(ValueError, match=r"`exposures` \(3\) must be at least one batch \(4\)"):
+        configs.supervised(settings, "segformer", 0, "ade", 8, 3)
+    with pytest.raises(ValueError, match="unknown parameter 'lr.segfomer'"):
+        configs.supervised(settings, "segfomer", 0, "ade", 8, 8)
+
+
+def test_tables_written_by_the_package_are_valid(settings):
+    tables.validate(freemask_real.build_table(settings, invented(settings)))
+    tables.validate(world_supervised.build_table(settings, [None] * len(world_supervised.run_configs(settings))))

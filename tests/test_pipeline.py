@@ -1,0 +1,76 @@
+import json
+import re
+
+import nbformat
+import pytest
+import yaml
+from toys import ROOT
+
+from fmseg import pipeline, provenance
+from fmseg.catalogue import EXPERIMENTS
+
+STAGES = pipeline.stages(ROOT)
+
+
+def test_dvc_yaml_is_what_the_notebooks_ask_for():
+    assert (ROOT / "dvc.yaml").read_text() == pipeline.text(ROOT), "run `make pipeline`"
+    assert yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"] == STAGES
+
+
+def test_a_stage_rests_on_what_its_runs_rest_on():
+    for experiment in EXPERIMENTS.values():
+        modules = provenance.closure(experiment.module, ROOT)
+        files = {str(provenance.modules(ROOT)[m].relative_to(ROOT)) for m in modules}
+        assert files <= set(STAGES[experiment.stage]["deps"])
+    assert "fmseg/training.py" not in STAGES["00_start_here"]["deps"]
+    assert "results/${profile}/tables/freemask-real.json" in STAGES["90_ledger"]["deps"]
+
+
+def outs(stage):
+    return {path: options for out in STAGES[stage]["outs"] for path, options in out.items()}
+
+
+def test_results_live_in_git_and_executed_copies_outside():
+    for stage in STAGES:
+        for path, options in outs(stage).items():
+            assert options.get("persist") is True, "an interrupted stage must leave what was there"
+            assert (options.get("cache", True) is False) == ("/notebooks/" not in path)
+    assert "results/${profile}/tables/freemask-real.md" in outs("20_freemask_real")
+    assert "results/${profile}/runs/freemask-real" in outs("20_freemask_real")
+
+
+@pytest.fixture
+def write(tmp_path):
+    (tmp_path / "fmseg").symlink_to(ROOT / "fmseg")
+    (tmp_path / "notebooks").mkdir()
+
+    def write(text, code):
+        cells = [nbformat.v4.new_markdown_cell(text), nbformat.v4.new_code_cell(code)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks/50_new.ipynb")
+        return pipeline.stages(tmp_path)["50_new"]
+
+    return write
+
+
+def test_a_notebook_depends_on_what_it_imports_cites_and_reads(write):
+    stage = write("# 50 New\n{{ cite freemask-real/SegFormer/mIoU }}", "%matplotlib inline\nfrom fmseg import metrics")
+    assert stage["desc"] == "50 New" and "fmseg/metrics.py" in stage["deps"]
+    assert "results/${profile}/tables/freemask-real.json" in stage["deps"] and "fmseg/world.py" not in stage["deps"]
+    assert "claims.yaml" not in stage["deps"]
+    stage = write("# 50", "from fmseg.claims import load\ntable = read_table('world-supervised')")
+    assert "claims.yaml" in stage["deps"] and "results/${profile}/tables/world-supervised.json" in stage["deps"]
+    with pytest.raises(ValueError, match="50_new cites no-such, which no stage makes"):
+        write("{{ cite no-such/row/column }}", "x = 1")
+
+
+def test_source_notebooks_are_clean_and_short():
+    mapped = (ROOT / "notebooks/00_start_here.ipynb").read_text()
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = json.loads(path.read_text())
+        code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+        lengths = sorted(len("".join(c["source"]).splitlines()) for c in code)
+        assert lengths[-1] <= 30 and lengths[len(lengths) // 2] <= 10, path.name
+        assert not any(c["outputs"] or c["execution_count"] for c in code)
+        assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+        assert re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)
+        assert path.name.startswith("00") or path.name in mapped, f"{path.name} is not on the map in notebook 00"

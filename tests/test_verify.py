@@ -1,0 +1,91 @@
+import json
+import shutil
+
+import pytest
+from toys import REAL, ROOT, invented
+
+from fmseg import catalogue, ledger, pipeline, tables, verify
+from fmseg.records import path_of, run_key, write_record
+
+
+@pytest.fixture
+def committed(settings, monkeypatch):
+    """A toy project whose results are complete: records, table, ledger, dvc.yaml."""
+    for module in (catalogue, verify, pipeline):
+        monkeypatch.setattr(module, "EXPERIMENTS", {REAL.id: REAL})
+    for record in invented(settings, REAL, code=verify.closure("fmseg.toy", settings.root)):
+        write_record({**record, "versions": {"python": "3.11.0", "torch": "2.0.0"}}, REAL.folder(settings))
+    records = [json.loads(p.read_text()) for p in REAL.folder(settings).iterdir()]
+    by_key = {r["key"]: r for r in records}
+    ordered = [by_key[run_key(c)] for c in REAL.configs(settings)]
+    tables.write(REAL.table(settings, ordered), settings.results / "tables")
+    ledger.write(catalogue.judge_all(settings), settings.results, "mini")
+    (settings.root / "notebooks").mkdir()
+    (settings.root / "README.md").write_text("nothing\n")
+    (settings.root / "dvc.yaml").write_text(pipeline.text(settings.root))
+    return settings
+
+
+def failures(settings):
+    return verify.verify(settings, dvc=False).failed
+
+
+def test_a_comment_is_free_and_a_constant_is_named(committed):
+    assert failures(committed) == []
+    toy = committed.root / "fmseg/toy.py"
+    toy.write_text(toy.read_text().replace("# a constant of a kernel", "# reworded"))
+    assert failures(committed) == []
+    toy.write_text(toy.read_text().replace("OFFSET = 0.0", "OFFSET = 0.1"))
+    found = failures(committed)
+    assert len(found) == 6 and all("does not belong to this code: fmseg.toy was changed" in f for f in found)
+
+
+def test_another_environment_is_remarked_not_failed(committed):
+    found = verify.verify(committed, dvc=False)
+    assert any("records were made with torch 2.0.0" in remark for remark in found.remarks)
+    assert found.checked == {"records": 6, "tables": 2, "claims": 3}
+
+
+def test_what_was_edited_missing_or_left_over_is_named(committed):
+    folder = REAL.folder(committed)
+    path = sorted(folder.iterdir())[0]
+    good = path.read_text()
+    path.write_text(good[:200])
+    assert any(f"{path.name} is not a complete run record" in f for f in failures(committed))
+    path.unlink()
+    assert any(f"{path.name}: there is no such record" in f for f in failures(committed))
+    path.write_text(good)
+    record = json.loads(good)
+    record["result"]["iou"][0] += 0.1
+    write_record(record, folder)
+    assert any("freemask-real.json does not follow from its records" in f for f in failures(committed))
+    path.write_text(good)
+    stray = json.loads(good)
+    stray["config"]["seed"] = 77
+    stray["key"] = run_key(stray["config"])
+    write_record(stray, folder)
+    name = path_of(folder, stray["config"]).name
+    assert [f.split(": ", 1) for f in failures(committed)] == [
+        [f"results/mini/runs/freemask-real/{name}", "no table asks for this run any more; delete it"]
+    ]
+
+
+def test_an_edited_table_or_ledger_or_rule_is_named(committed):
+    path = committed.results / "ledger.json"
+    path.write_text(path.read_text().replace('"verdict": "not tested"', '"verdict": "supported"', 1))
+    (failure,) = failures(committed)
+    assert failure.startswith("results/mini/ledger.json does not follow from the tables and the rules in claims.yaml")
+    shutil.copy(ROOT / "claims.yaml", committed.root)
+    ledger.write(catalogue.judge_all(committed), committed.results, "mini")
+    rules = committed.root / "claims.yaml"
+    rules.write_text(rules.read_text().replace("minimal_effect: 1.0", "minimal_effect: 0.5", 1))
+    assert "rules in claims.yaml" in failures(committed)[0]
+    (committed.results / "tables/freemask-real.md").unlink()
+    assert any("freemask-real.md is missing" in f for f in failures(committed))
+
+
+def test_typed_numbers_and_another_dvc_yaml_are_found(committed):
+    (committed.root / "README.md").write_text("We reach 41.3.\n")
+    (committed.root / "dvc.yaml").write_text("stages: {}\n")
+    found = failures(committed)
+    assert len(found) == 2 and "run `python -m fmseg.pipeline`" in found[0] and "'41.3' is typed" in found[1]
