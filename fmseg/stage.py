@@ -1,7 +1,13 @@
 """What a DVC stage runs: ``python -m fmseg.stage 20_freemask_real [name=value ...]``."""
 
+import contextlib
+import os
 import sys
+import threading
+import time
+from pathlib import Path
 
+import psutil
 import yaml
 
 from fmseg import notebooks
@@ -27,8 +33,34 @@ def parse(words: list[str]) -> tuple[str, dict]:
     return name, given
 
 
+def end_with_dvc() -> None:
+    """End this process when the DVC that started it is gone, however that ended: no stage works on unseen.
+
+    Started by hand, there is no DVC above it and nothing happens.
+    """
+    above = []
+    for process in psutil.Process().parents():
+        above.append(process)
+        with contextlib.suppress(psutil.Error):
+            if any(Path(word).name == "dvc" for word in process.cmdline()[:4]):
+                break
+    else:
+        return
+
+    def watch():
+        while all(process.is_running() for process in above):
+            time.sleep(0.5)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(words: list[str]) -> int:
     """Execute a notebook in the profile that params.yaml sets; 0 if it ran to its end."""
+    end_with_dvc()
     try:
         name, given = parse(words)
         path = notebooks.execute(name, load(), given)
