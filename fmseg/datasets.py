@@ -60,13 +60,13 @@ DRAWS = {
         Draw("coco", 2, _PLAIN + BASE_THINGS + VOC_THINGS,
              Statistics(BASE_THINGS + VOC_THINGS, counts=(0.3, 0.4, 0.3)), split_by_seed=True),
         Draw("ade", 3, THINGS + STUFF,
-             Statistics(THINGS, _long_tail(40, 4.0, 17), stuff_counts=(0.2, 0.5, 0.3),
+             Statistics(THINGS, _long_tail(40, 4.0, 17), counts=(0.2, 0.45, 0.35), stuff_counts=(0.2, 0.5, 0.3),
                         stuff_weights=_long_tail(8, 3.0, 3))),
         Draw("stuff", 4, THINGS + STUFF,
              Statistics(THINGS, _long_tail(40, 8.0, 23), counts=(0.25, 0.35, 0.25, 0.15), radius=(7.0, 18.0),
                         stuff_counts=(0.3, 0.3, 0.4), stuff_weights=_long_tail(8, 5.0, 5), clutter=5)),
         Draw("web", 5, _PLAIN + WEB_THINGS,
-             Statistics(WEB_THINGS, counts=(0.5, 0.3, 0.2), radius=(7.0, 26.0), clutter=6, tint=0.2,
+             Statistics(WEB_THINGS, counts=(0.5, 0.3, 0.2), radius=(7.0, 26.0), turn=180.0, clutter=6, tint=0.2,
                         noise=(0.0, 0.08), contrast=0.2, blur=0.3, light=(0.6, 1.3))),
     )
 }  # fmt: skip

@@ -108,8 +108,8 @@ def _striped(x, y):
 
 
 def _checked(x, y):
-    a, b = triangle_wave(x / 0.9), triangle_wave(y / 0.9)
-    return np.where((a > 0) == (b > 0), 1, -1) * np.minimum(np.abs(a), np.abs(b)) * 0.22
+    a, b = triangle_wave(x / 1.1), triangle_wave(y / 1.1)
+    return np.where((a > 0) == (b > 0), 1, -1) * np.minimum(np.abs(a), np.abs(b)) * 0.275
 
 
 def _dotted(x, y):

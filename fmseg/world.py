@@ -25,12 +25,13 @@ class Statistics:
     thing_weights: tuple[float, ...] | None = None  # None = uniform
     counts: tuple[float, ...] = (0.35, 0.4, 0.25)  # P(1 thing), P(2), ...
     radius: tuple[float, float] = (9.0, 17.0)
+    turn: float = 20.0  # a thing is turned by at most this many degrees to either side
     stuff_counts: tuple[float, ...] = (0.35, 0.45, 0.2)  # P(1 region), P(2), ...
     stuff_weights: tuple[float, ...] | None = None
     clutter: int = 3  # at most this many unlabelled scraps
     tint: float = 0.10  # colour shift of textures
     noise: tuple[float, float] = (0.01, 0.05)  # sensor noise, standard deviation in 0..1
-    contrast: float = 0.30  # least distance between the two colours of a pattern, per channel mean
+    contrast: float = 0.36  # least distance between the two colours of a pattern, per channel mean
     blur: float = 0.0  # P(3x3 box blur)
     light: tuple[float, float] = (0.85, 1.15)
 
@@ -114,7 +115,8 @@ def compose(rng: np.random.Generator, statistics: Statistics) -> Scene:
         x, y = _place(rng, radius, placed)
         placed.append((x, y, radius))
         shade = (_uniform(rng, -0.2, 0.2), _uniform(rng, -0.2, 0.2))
-        things.append(Thing(name, (x, y), radius, _uniform(rng, 0, 360), _colours(rng, statistics.contrast), shade))
+        degrees = _uniform(rng, -statistics.turn, statistics.turn)
+        things.append(Thing(name, (x, y), radius, degrees, _colours(rng, statistics.contrast), shade))
     regions = 1 + int(rng.choice(len(statistics.stuff_counts), p=statistics.stuff_counts))
     stuff = tuple(STUFF[k] for k in _choose(rng, len(STUFF), statistics.stuff_weights, regions, False))
     horizons = tuple(

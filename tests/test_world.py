@@ -76,11 +76,11 @@ def test_only_voc_and_coco_have_a_training_split_for_each_seed_and_validation_is
 
 
 PINNED = {
-    "voc": "34e734238e696229",
-    "coco": "b7035cf89f1b64a1",
-    "ade": "508acb99b458afbd",
-    "stuff": "f63047f3242fde6b",
-    "web": "6eb91e1619707303",
+    "voc": "86bbe48f356b9d7d",
+    "coco": "85b1f318a9c25211",
+    "ade": "57e8a8f41f67ac3c",
+    "stuff": "4de09f825d6e42fe",
+    "web": "459fab22657a3b5c",
 }
 
 
@@ -91,6 +91,14 @@ def test_bytes_are_pinned(name):
     drawn = draw_set(name, "train", 8, seed=0)
     found = hashlib.sha256(drawn.images.tobytes() + drawn.labels.tobytes() + drawn.instances.tobytes())
     assert found.hexdigest()[:16] == PINNED[name]
+
+
+def test_things_are_turned_within_the_bounds_of_their_draw():
+    for name, draw in DRAWS.items():
+        rng = np.random.default_rng(0)
+        degrees = [t.degrees for _ in range(200) for t in compose(rng, draw.statistics).things]
+        assert max(map(abs, degrees)) <= draw.statistics.turn == (180 if name == "web" else 20)
+        assert max(degrees) > 0.9 * draw.statistics.turn > -0.81 * draw.statistics.turn > min(degrees)
 
 
 def test_another_process_draws_the_same_bytes():
