@@ -32,7 +32,7 @@ REAL = replace(freemask_real.EXPERIMENT, module="fmseg.toy")  # its runs take no
 
 def invented(settings, experiment=freemask_real.EXPERIMENT, code=None, spread=1.0):
     """Records with made-up results for every run of an experiment, as if they had been trained."""
-    code, made = code or closure(experiment.module, ROOT), []
+    code, made = closure(experiment.module, ROOT) if code is None else code, []
     for number, config in enumerate(experiment.configs(settings)):
         classes = 48 if config["draw"] == "ade" else 21
         iou = list(np.clip(np.linspace(0.1, 0.9, classes) + spread * 0.01 * (number % 5), 0, 1).round(6))

@@ -1,0 +1,53 @@
+import csv
+
+import numpy as np
+import pytest
+from toys import ROOT
+
+from fmseg import plots
+from fmseg.datasets import DRAWS, get_draw
+from fmseg.settings import load
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_every_class_has_a_colour_of_its_own(draw):
+    classes = get_draw(draw).classes
+    colours = [plots.class_colour(name) for name in classes]
+    assert len(set(colours)) == len(classes) and plots.IGNORED not in colours
+
+
+def test_paint_looks_classes_up_and_greys_what_is_ignored():
+    classes = get_draw("voc").classes
+    painted = plots.paint(np.array([[0, 3, 255]], np.uint8), classes)
+    assert painted.shape == (1, 3, 3) and painted.dtype == np.uint8
+    assert [tuple(c) for c in painted[0]] == [plots.BACKGROUND, plots.class_colour(classes[3]), plots.IGNORED]
+
+
+def test_a_word_that_is_no_class_has_no_colour():
+    with pytest.raises(ValueError, match="must be a class of the mini world, got 'striped cat'"):
+        plots.class_colour("striped cat")
+
+
+def test_a_figure_is_saved_with_its_numbers_and_the_same_way_twice(tmp_path):
+    settings = load("mini", ROOT)
+    settings = type(settings)(settings.profile, settings.values, tmp_path)
+    paths = []
+    for stage in ("one", "two"):
+        figure, axis = plots.new()
+        axis.plot([1, 2], [3, 4])
+        paths.append(plots.save(figure, "line", [{"x": 1, "y": 3}, {"x": 2, "y": 4}], settings, stage))
+    assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].stat().st_size > 1000
+    with paths[0].with_suffix(".csv").open() as file:
+        assert list(csv.DictReader(file)) == [{"x": "1", "y": "3"}, {"x": "2", "y": "4"}]
+    assert sorted(p.name for p in paths[0].parent.iterdir()) == ["line.csv", "line.png"]
+    with pytest.raises(ValueError, match="`data` of figure 'none' is empty"):
+        plots.save(figure, "none", [], settings, "one")
+
+
+def test_a_grid_shows_each_picture_in_its_place():
+    pictures = [[np.full((4, 4, 3), 10 * (3 * i + j), np.uint8) for j in range(3 - i)] for i in range(2)]
+    figure = plots.grid(pictures, ["a", "b"], ["x", "y", "z"])
+    shown = [[int(image.get_array()[0, 0, 0]) for image in axis.images] for axis in figure.axes]
+    assert shown == [[0], [10], [20], [30], [40], []]
+    assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["a", "b"]
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["x", "y", "z"]

@@ -1,0 +1,53 @@
+import json
+import shutil
+
+import pytest
+from toys import REAL, ROOT, invented
+
+from fmseg import readme, tables
+from fmseg.settings import load
+
+
+@pytest.fixture
+def project(settings):
+    (settings.root / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks/20_freemask_real.ipynb", settings.root / "notebooks")
+    tables.write(REAL.table(settings, invented(settings, REAL, code={})), settings.results / "tables")
+    return settings
+
+
+def block(name, inside=""):
+    return f"before\n<!-- fmseg:begin {name} -->\n{inside}<!-- fmseg:end {name} -->\nafter\n"
+
+
+def test_a_part_is_written_anew_and_the_rest_is_left(project):
+    text = readme.fill(block("table.freemask-real", "stale\n"), project)
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
+    assert "**Real images only**" in text and "| SegFormer |" in text.replace("  ", " ")
+    assert readme.fill(text, project) == text
+
+
+def test_times_are_those_that_were_measured(project):
+    assert readme.fill(block("times"), project).count("not yet measured") == 6
+    measured = project.root / "build/times/mini.json"
+    measured.parent.mkdir(parents=True)
+    measured.write_text(json.dumps({"verify": 12.4}))
+    readme.take_times(project)
+    measured.write_text(json.dumps({"20_freemask_real": 80}))
+    readme.take_times(project)  # what was measured before is kept
+    assert "| 12 s |" in readme.fill(block("times"), project)
+    assert "80 s" in readme.fill(block("notebooks"), project) or "1 min" in readme.fill(block("notebooks"), project)
+
+
+def test_an_unknown_part_is_refused(project):
+    with pytest.raises(ValueError, match="no generated part is called 'tabel.x'; there are table.<id>"):
+        readme.fill(block("tabel.x"), project)
+    with pytest.raises(FileNotFoundError):
+        readme.fill(block("table.none"), project)
+
+
+def test_the_readme_is_filled():
+    text = (ROOT / "README.md").read_text()
+    assert readme.fill(text, load("mini", ROOT)) == text, "run `make readme`"
+    for command in ("make repro", "make test", "make lab", "pip install torch=="):
+        assert command in text
