@@ -43,7 +43,6 @@ VOC_IN_COCO = {
 
 def of_mmseg(dataset: str) -> tuple[str, ...]:
     """Class names of one of mmsegmentation's data sets, such as 'ADE20KDataset' or 'COCOStuffDataset'."""
-    import fmseg  # noqa: F401  the import shims come before mmseg
     import mmseg.datasets
 
     return tuple(getattr(mmseg.datasets, dataset).METAINFO["classes"])

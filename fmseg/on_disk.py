@@ -16,8 +16,8 @@ from fmseg.datasets import IGNORE, voc_palette
 from fmseg.words import find
 
 ORIGIN = {
-    "voc": "VOC 2012 comes from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar); the masks "
-    "of train_aug (SBD) from http://home.bharathh.info/pubs/codes/SBD/, converted to SegmentationClassAug by "
+    "voc": "VOC 2012 comes from http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar); the "
+    "masks of train_aug (SBD) from http://home.bharathh.info/pubs/codes/SBD/, converted to SegmentationClassAug by "
     "mmsegmentation's tools/dataset_converters/voc_aug.py",
     "coco": "COCO 2017 comes from https://cocodataset.org/#download; its masks from "
     "https://github.com/nightrome/cocostuff (stuffthingmaps_trainval2017.zip)",

@@ -31,9 +31,11 @@ def run_configs(settings: Settings) -> list[dict]:
         for images in sizes(settings, draw).values()
         for seed in seeds
     ]
-    large, long = settings.get("world_supervised.large"), settings.get("exposures.converged")
+    large = settings.get("world_supervised.large")
     return curve + [
-        configs.supervised(settings, method, seeds[0], draw, large, long, "large")
+        configs.supervised(
+            settings, method, seeds[0], draw, large, settings.get(f"exposures.converged.{draw}"), "large"
+        )
         for draw in DRAWS
         for method in CONVERGED.values()
     ]

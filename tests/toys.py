@@ -14,7 +14,7 @@ VALUES = {
     "seeds": [0, 1], "world": {"size": 32, "train": {"ade": 8, "voc": 8}, "val": 4},
     "train": {"batch_size": 4, "warmup": 0.5, "points": 2, "augment": ["flip"]},
     "lr": {m: 0.001 for m in ("segformer", "segmenter", "mask2former", "deeplabv3")},
-    "exposures": {"table": 8, "converged": 8}, "world_supervised": {"seeds": 1, "large": 8},
+    "exposures": {"table": 8, "converged": {"voc": 8, "ade": 8}}, "world_supervised": {"seeds": 1, "large": 8},
 }  # fmt: skip
 TOY = """
 OFFSET = 0.0  # a constant of a kernel, for tests to change
