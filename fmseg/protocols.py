@@ -172,7 +172,7 @@ class ZeroShot:
         return self.seen + self.unseen
 
     def groups(self) -> dict[str, list[int]]:
-        """Logits by column: 'seen' and 'unseen' (their harmonic mean is :func:`fmseg.metrics.harmonic_mean`)."""
+        """Logits by column: 'seen' and 'unseen' (their harmonic mean is in :func:`fmseg.metrics.seen_unseen`)."""
         count = len(self.seen)
         return {"seen": list(range(count)), "unseen": list(range(count, len(self.classes)))}
 
