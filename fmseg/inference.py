@@ -96,8 +96,8 @@ def shown(image: np.ndarray, labels: np.ndarray, how: TestTime) -> tuple[np.ndar
 
     side = how.centre_crop
     height, width = labels.shape
-    factor = side / min(height, width)
-    size = (max(side, round(width * factor)), max(side, round(height * factor)))
+    short = min(height, width)
+    size = (int(side * width / short), int(side * height / short))
     image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
     top, left = round((size[1] - side) / 2), round((size[0] - side) / 2)

@@ -84,6 +84,8 @@ def _build(step: dict):
     from mmcv.transforms import TRANSFORMS as COMMON
     from mmseg.registry import TRANSFORMS
 
+    from fmseg import _transforms  # noqa: F401  registers ours
+
     if "type" not in step:
         raise ValueError(f"a step of `pipeline` needs a type, got {step!r}")
     for registry in (TRANSFORMS, COMMON):

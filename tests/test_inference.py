@@ -80,6 +80,20 @@ def test_wilsons_central_square():
     assert shown(made.image, made.labels, TestTime())[0] is made.image
 
 
+def test_the_central_square_is_torchvisions():
+    import torchvision.transforms.functional as F
+    from PIL import Image
+
+    for size in ((37, 53), (60, 41), (50, 50)):
+        made = picture(*size)
+        theirs = [
+            np.asarray(F.center_crop(F.resize(Image.fromarray(array), 32, mode), 32))
+            for array, mode in ((made.image, F.InterpolationMode.BILINEAR), (made.labels, F.InterpolationMode.NEAREST))
+        ]
+        ours = shown(made.image, made.labels, TestTime(centre_crop=32))
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
 def test_evaluation_equals_that_of_equal_sizes_and_parts_merge():
     model = segmenters.build("segformer", num_classes=3, seed=2)
     made = [picture(64, 64) for _ in range(5)]

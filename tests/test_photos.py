@@ -6,7 +6,7 @@ from test_on_disk import listed, photo, put
 
 from fmseg import on_disk
 from fmseg.datasets import voc_palette
-from fmseg.photos import MEAN_COLOUR, Photos, _global_seed
+from fmseg.photos import MEAN_COLOUR, Photos, _build, _global_seed
 
 PIPELINE = [  # mmsegmentation's, smaller
     {"type": "RandomResize", "scale": (80, 40), "ratio_range": (0.5, 2.0), "keep_ratio": True},
@@ -94,3 +94,16 @@ def test_bad_input_is_named(data):
         Photos(data, [], (32, 32), table=np.arange(21))
     with pytest.raises(ValueError, match="holds no picture"):
         Photos(data.subset([]), [], (32, 32))
+
+
+def test_wilsons_crop_keeps_area_and_aspect_and_falls_back_to_the_centre(data):
+    crop = _build({"type": "RandomResizedCrop", "size": 24, "scale": (0.5, 2.0)})
+    np.random.seed(0)
+    windows = np.array([crop.window(40, 60) for _ in range(300)])
+    area, aspect = windows[:, 2] * windows[:, 3] / 2400, windows[:, 3] / windows[:, 2]
+    assert 0.49 <= area.min() and area.max() <= 1 and 0.72 < aspect.min() and aspect.max() < 1.37
+    assert (windows[:, 0] + windows[:, 2]).max() <= 40 and (windows[:, 1] + windows[:, 3]).max() <= 60
+    central = _build({"type": "RandomResizedCrop", "size": 24, "scale": (3.0, 4.0)})
+    assert central.window(40, 60) == (0, 3, 40, 53) and central.window(60, 40) == (3, 0, 53, 40)
+    image, labels = Photos(data, [{"type": "RandomResizedCrop", "size": 24}], (24, 24)).crop(0, 3)
+    assert image.shape == (24, 24, 3) and set(np.unique(labels)) <= set(np.unique(data[0].labels))
