@@ -78,7 +78,7 @@ def build_table(settings: Settings, records: list[dict | None]) -> dict:
         list(DRAWS),
         rows,
         note=(
-            f"The learning curve is {CURVE_METHOD} in short runs from scratch; the training split has "
+            "The learning curve is SegFormer in short runs from scratch; the training split has "
             + ", ".join(f"{n} images on `{d}`" for d, n in images.items())
             + f". To convergence: {settings.get('world_supervised.large')} images of the `large` split, one seed. "
             "On `ade` one training split serves all seeds."

@@ -6,6 +6,7 @@ from toys import REAL, ROOT, invented
 
 from fmseg import catalogue, ledger, pipeline, tables, verify
 from fmseg.records import path_of, run_key, write_record
+from fmseg.settings import load
 
 
 @pytest.fixture
@@ -89,3 +90,8 @@ def test_typed_numbers_and_another_dvc_yaml_are_found(committed):
     (committed.root / "dvc.yaml").write_text("stages: {}\n")
     found = failures(committed)
     assert len(found) == 2 and "run `python -m fmseg.pipeline`" in found[0] and "'41.3' is typed" in found[1]
+
+
+def test_this_checkout_is_in_order():
+    """`make verify`, on the committed results themselves."""
+    assert verify.verify(load("mini", ROOT)).failed == []
