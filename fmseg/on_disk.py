@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fmseg import names
-from fmseg.datasets import IGNORE, voc_palette
+from fmseg.datasets import IGNORE, Example, voc_palette
 from fmseg.words import find
 
 ORIGIN = {
@@ -28,15 +28,6 @@ ORIGIN = {
 }
 _RAW_THINGS = 91  # in stuffthingmaps, raw ids below are things (category id - 1), the rest are stuff
 _NO_CLASS = -1  # in a table: an id that the data set does not have
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One picture: ``image`` (H, W, 3) uint8 RGB, ``labels`` (H, W) uint8 class ids or 255, ``name`` of the file."""
-
-    image: np.ndarray
-    labels: np.ndarray
-    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +56,7 @@ class OnDisk:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Photo:
+    def __getitem__(self, index: int) -> Example:
         """The picture of that place in the list.
 
         Raises:
@@ -77,7 +68,7 @@ class OnDisk:
                 f"{self.masks[index]} is {_size(labels)} but its image {self.images[index].name} is {_size(image)}; "
                 f"they must have one size. {ORIGIN[self.name]}"
             )
-        return Photo(image, labels, self.images[index].stem)
+        return Example(image, labels, self.images[index].stem)
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB; grey pictures, of which COCO has some, become RGB."""
