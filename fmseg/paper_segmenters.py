@@ -8,12 +8,17 @@ WILSON, whose values are given below.
 import copy
 import importlib.util
 import math
-from dataclasses import dataclass
+import os
+import pickle
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fmseg.inference import TestTime
+from fmseg.segmenters import Segmenter, from_config
 from fmseg.words import find
 
 FILES = {
@@ -32,6 +37,7 @@ FILES = {
     },
     "deeplabv3": {"r101": "deeplabv3/deeplabv3_r101-d8_4xb4-40k_voc12aug-512x512.py"},
 }
+_RESNET = "https://download.openmmlab.com/pretrain/third_party/resnet101_v1c-e67eebb6.pth"  # mmengine's name for it
 _GPUS = 8  # of the config files above; their batch sizes are for one
 _DIVISOR = {"segformer": 32, "segmenter": 16, "mask2former": 32, "deeplabv3": 16}
 # optimiser steps by data set: on real images alone, and in FreeMask's joint training (dossier 2.4). 160k on ADE20K is
@@ -42,6 +48,13 @@ WARMUP = {("ade20k", True): 3000}  # SegFormer; else 1500
 # WILSON's DeepLabV3 (FMWISS dossier 2.5): ResNet-101 at stride 16, ASPP of 256 channels
 WILSON_BATCH, WILSON_EPOCHS = 24, {0: 30, 1: 40}
 WILSON_LR = {0: 0.01, 1: 0.001}
+
+
+ORIGIN = (
+    "Pre-trained backbones and trained segmenters are linked from mmsegmentation's model zoo "
+    "(https://github.com/open-mmlab/mmsegmentation, configs/<model>/README.md and each config's `checkpoint`); "
+    "download the file once and give its path"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,32 @@ def _file(name: str, size: str):
     return Config.fromfile(path)
 
 
+def weights_url(name: str, size: str) -> str:
+    """Where the pre-trained backbone comes from; a local file is looked up by the last part of the address.
+
+    WILSON's DeepLabV3 starts from an ImageNet ResNet-101 with in-place ABN; mmsegmentation's is the same network with
+    ordinary batch norm.
+    """
+    model = _file(name, size).model
+    url = (model.backbone.get("init_cfg") or {}).get("checkpoint") or model.get("pretrained")
+    return _RESNET if url == "open-mmlab://resnet101_v1c" else url
+
+
+def weights_file(name: str, size: str) -> Path:
+    """The local file of a pre-trained backbone, in the folder that FMSEG_WEIGHTS names.
+
+    Raises:
+        FileNotFoundError: the variable is not set, or the file is not there; says what to download.
+    """
+    url = weights_url(name, size)
+    if "FMSEG_WEIGHTS" not in os.environ:
+        raise FileNotFoundError(f"Set FMSEG_WEIGHTS to a folder with {Path(url).name}, from {url}")
+    path = Path(os.environ["FMSEG_WEIGHTS"]) / Path(url).name
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}; download it from {url}")
+    return path
+
+
 def model_config(name: str, size: str) -> dict[str, Any]:
     """The architecture, in the form of :mod:`fmseg.segmenter_configs`: a model config, ``divisor``, ``mean``, ``std``.
 
@@ -123,9 +162,72 @@ def _plain_norm(config: Any) -> None:
             _plain_norm(value)
 
 
+def build(
+    name: str, size: str, *, num_classes: int, image_size: int = 512, seed: int = 0, ignore_index: int = 255
+) -> Segmenter:
+    """A segmenter at a paper's size with random weights.
+
+    Args:
+        name, size: a key of :data:`FILES`: "segformer" "b2" or "b4"; "segmenter" "s" or "b"; "mask2former" "t", "s" or
+            "b"; "deeplabv3" "r101".
+        num_classes, image_size, seed, ignore_index: as in :func:`fmseg.segmenters.build`.
+
+    Raises:
+        ValueError: no such segmenter, or an argument does not fit.
+    """
+    options = {"num_classes": num_classes, "image_size": image_size, "seed": seed, "ignore_index": ignore_index}
+    return from_config(name, model_config(name, size), **options)
+
+
+def load_pretrained(model: Segmenter, path: str | os.PathLike, part: str = "backbone") -> None:
+    """Take weights from a local file of mmsegmentation's.
+
+    Args:
+        model: a paper-size segmenter, filled in place.
+        path: a .pth file: a bare state dict (pre-trained backbones) or one with ``state_dict`` (trained segmenters).
+        part: "backbone", or "all" for a trained segmenter with as many classes.
+
+    Raises:
+        FileNotFoundError: no such file; says where such files come from. ValueError: not weights of this model: names
+        what is missing, left over or of another shape.
+    """
+    if part not in ("backbone", "all"):
+        raise ValueError(f"`part` must be 'backbone' or 'all', got {part!r}")
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}. {ORIGIN}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = dict(state.get("state_dict", state))
+    except (RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is no file of weights ({what}). {ORIGIN}") from error
+    target = model.model.backbone if part == "backbone" else model.model
+    if part == "backbone" and any(key.startswith("backbone.") for key in state):
+        state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+    state = {key: v for key, v in state.items() if not key.startswith(("auxiliary_head.", "head.", "fc."))}
+    mine = target.state_dict()
+    shapes = [k for k in mine.keys() & state.keys() if mine[k].shape != state[k].shape]
+    # what a backbone file may lack: norms of the outputs, which only segmenters have, and computed index tables
+    lacking = [k for k in mine.keys() - state.keys() if not (part == "backbone" and _is_computed(k))]
+    left = sorted(state.keys() - mine.keys())
+    if shapes or lacking or (part == "all" and left):
+        which = shapes or lacking or left
+        how = "has another shape" if shapes else "is missing" if lacking else "is not part of this model"
+        raise ValueError(
+            f"{path} does not hold the {part} of {model.name}: {sorted(which)[0]} {how} ({len(which)} such entries)"
+        )
+    target.load_state_dict(state, strict=False)
+
+
+def _is_computed(key: str) -> bool:
+    return "relative_position_index" in key or key.startswith("norm") or "num_batches_tracked" in key
+
+
 def recipe(
-    name: str, size: str, dataset: str, *, joint: bool = False, images: int | None = None, step: int = 0
-) -> Recipe:
+    name: str, size: str, dataset: str, *, joint: bool = False, images: int | None = None, step: int = 0,
+    crop: int | None = None,
+) -> Recipe:  # fmt: skip
     """How one of them is trained.
 
     Args:
@@ -134,10 +236,14 @@ def recipe(
         joint: FreeMask's training on real and synthetic images.
         images: training pictures; DeepLabV3 alone needs it, whose length is given in epochs.
         step: of the incremental protocol, DeepLabV3 alone: 0 (base classes) or later.
+        crop: side of training images, pixels, if not the recipe's; what is measured in pixels shrinks with it. For
+            trials, not for results.
 
     Raises:
         ValueError: an unknown name, size or data set; ``images`` missing for DeepLabV3.
     """
+    if crop is not None:
+        return _shrunk(recipe(name, size, dataset, joint=joint, images=images, step=step), crop)
     config = _file(name, size)
     if name == "deeplabv3":
         return _wilson(images, min(step, 1))
@@ -205,3 +311,23 @@ def _wilson(images: int | None, step: int) -> Recipe:
         {"type": "RandomFlip", "prob": 0.5},
     ]
     return Recipe(train, pipeline, (512, 512), TestTime(centre_crop=512), 1, "WILSON run.py, argparser.py")
+
+
+def _shrunk(whole: Recipe, crop: int) -> Recipe:
+    factor = crop / whole.crop[0]
+
+    def small(value):
+        if isinstance(value, list | tuple):
+            return type(value)(small(v) for v in value)
+        return max(1, round(value * factor))
+
+    pixels = ("scale", "scales", "crop_size", "size", "max_size")
+    pipeline = [
+        {key: small(v) if key in pixels and step["type"] != "RandomResizedCrop" else v for key, v in step.items()}
+        for step in whole.pipeline
+    ]
+    for step in pipeline:
+        if step["type"] == "RandomResizedCrop":  # its "scale" is a share of the area
+            step["size"] = crop
+    test = {key: None if value is None else small(value) for key, value in vars(whole.test).items()}
+    return replace(whole, pipeline=pipeline, crop=(crop, crop), test=TestTime(**test))

@@ -1,6 +1,7 @@
 """How to train: the options of a run, the learning rate of a step, the optimiser's groups. Knows torch only.
 
-The vocabulary is that of mmsegmentation's config files, so that the papers' recipes fit (:mod:`fmseg.paper_segmenters`).
+The vocabulary is that of mmsegmentation's config files, so that the papers' recipes (:mod:`fmseg.paper_segmenters`)
+fit.
 """
 
 import difflib

@@ -112,7 +112,7 @@ def train(
         validation: evaluated every ``eval_every`` steps and at the end: a source, or a function of the model and of
             which part of the pictures to take that gives a confusion; shared by the processes.
         checkpoint: file for the state of the run. If it exists, the run goes on from there, exactly; it is written
-            every ``checkpoint_every`` steps, at the end, and when the run is interrupted (Ctrl-C), by the first process.
+            every ``checkpoint_every`` steps, at the end, and when the run is interrupted (Ctrl-C), by one process.
         checkpoint_every: steps between checkpoints, >= 1; None: only at the end and on interruption.
         progress: show a bar with loss and remaining time, in the first process.
         on_step: called after every step with (steps done, loss); what it raises ends the run.
