@@ -10,8 +10,9 @@ import warnings
 from contextlib import contextmanager
 
 import fmseg  # noqa: F401  the import shims come before mmseg
+from fmseg._shims import without
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), without("transformers"):  # mmdet's grounding models would take it in: two seconds
     warnings.simplefilter("ignore")
     import mmdet.models  # noqa: F401
     import mmseg.models  # noqa: F401
@@ -107,7 +108,7 @@ class BatchedMask2FormerHead(Mask2FormerHead):
         for i, truth in enumerate(batch_gt_instances):
             true_ids[i, : len(truth.labels)] = truth.labels
             true_masks[i, : len(truth.labels)] = truth.masks
-        cost = self._matching_cost(scores, masks, true_ids, true_masks).cpu().numpy()
+        cost = self._matching_cost(scores, masks, true_ids, true_masks).float().cpu().numpy()
 
         labels = torch.full_like(scores[..., 0], self.num_classes, dtype=torch.long)
         mask_weights = torch.zeros_like(scores[..., 0])

@@ -16,6 +16,8 @@ import importlib.machinery
 import os
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _libraries = []  # keeps torch.library.Library objects alive: their schemas vanish with them
 
@@ -94,6 +96,22 @@ def install() -> None:
         sys.meta_path.insert(0, _TorchvisionFinder())
     if "_MmcvExtFinder" not in present:
         sys.meta_path.append(_MmcvExtFinder())
+
+
+@contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Inside, importing these modules fails as if they were not installed; what is loaded already stays loaded.
+
+    For optional parts of other packages that nothing here uses but whose import costs a second or more.
+    """
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            if sys.modules.get(name, name) is None:
+                del sys.modules[name]
 
 
 def allow_mmengine_checkpoints() -> None:

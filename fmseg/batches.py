@@ -6,6 +6,7 @@ InfiniteSampler, the arrangement of FreeMask's joint training (dossier 2.4: no f
 weighting of sources), with a permutation that can be recomputed at any step, so that resuming is exact.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ORDER, _AUGMENT, _MODEL = 1, 2, 3  # one stream of random numbers for each purpose
+_ORDER, _AUGMENT, _MODEL, _CROP = 1, 2, 3, 4  # one stream of random numbers for each purpose
 AUGMENTATIONS = ("flip", "crop", "color")
 ZOOM = (0.75, 4 / 3)  # range of the scale jitter of "crop"
 PADDING_GREY = 127.0
@@ -60,6 +61,36 @@ class Source:
         if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
             raise ValueError(f"source `{self.name}`: `repeat` must be a whole number >= 1, got {self.repeat!r}")
 
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of every image."""
+        return self.images.shape[1:3]
+
+    def take(self, index: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images (B, H, W, 3) and labels (B, H, W) of those indices. ``seeds`` are for sources that draw crops."""
+        return self.images[index], self.labels[index]
+
+    def check_ids(self, num_classes: int, ignore_index: int) -> None:
+        """Raise a ValueError where a label is neither in [0, num_classes) nor ``ignore_index``."""
+        present = np.unique(self.labels)
+        wrong = present[(present >= num_classes) & (present != ignore_index)]
+        if len(wrong):
+            raise ValueError(
+                f"source `{self.name}` holds label {wrong[0]}; the model has classes 0..{num_classes - 1} "
+                f"and {ignore_index} is ignored. Remap the labels or build a model with more classes"
+            )
+
+    def fingerprint(self) -> list:
+        """Tells sources apart without reading all of a large one: sizes, and a hash of up to 64 of its images."""
+        digest = hashlib.sha256()
+        for i in np.linspace(0, len(self.images) - 1, min(64, len(self.images))).astype(int):
+            digest.update(np.ascontiguousarray(self.images[i]))
+            digest.update(np.ascontiguousarray(self.labels[i]))
+        return [list(self.images.shape), self.repeat, digest.hexdigest()]
+
 
 def derive_seed(*key: int) -> int:
     """A 63-bit seed from a tuple of non-negative integers; distinct tuples give independent streams."""
@@ -70,7 +101,7 @@ class Mixture:
     """Endless shuffled batches from several sources.
 
     Args:
-        sources: one or more :class:`Source`, all with the same image size.
+        sources: one or more :class:`Source` or :class:`fmseg.photos.Photos`, all with the same image size.
         batch_size: images in a batch, >= 1; may exceed the size of an epoch.
         seed: root seed, >= 0.
         augment: names out of ``AUGMENTATIONS``.
@@ -84,12 +115,12 @@ class Mixture:
         self.sources = [sources] if isinstance(sources, Source) else list(sources)
         if not self.sources:
             raise ValueError("`sources` is empty; pass at least one Source")
-        sizes = {s.name: s.images.shape[1:3] for s in self.sources}
+        sizes = {s.name: tuple(s.size) for s in self.sources}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"all sources must have one image size, got {sizes}; resize them beforehand")
         self.batch_size, self.seed, self.augment, self.ignore_index = batch_size, seed, tuple(augment), ignore_index
-        self._source = np.concatenate([np.full(len(s.images) * s.repeat, i) for i, s in enumerate(self.sources)])
-        self._index = np.concatenate([np.tile(np.arange(len(s.images)), s.repeat) for s in self.sources])
+        self._source = np.concatenate([np.full(len(s) * s.repeat, i) for i, s in enumerate(self.sources)])
+        self._index = np.concatenate([np.tile(np.arange(len(s)), s.repeat) for s in self.sources])
         self._epoch = (-1, None)
 
     def __len__(self) -> int:
@@ -108,33 +139,47 @@ class Mixture:
         picked = np.array([self._permutation(place // len(self))[place % len(self)] for place in places])
         return self._source[picked], self._index[picked]
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step, counted from 0.
+    def batch(self, step: int, share: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
+        """The batch of a step, counted from 0, or an equal share of it.
+
+        Args:
+            step: >= 0.
+            share: (k, n): the k-th of n runs of neighbouring images, with n a divisor of ``batch_size``. The shares
+                together are the batch, whoever makes them.
 
         Returns:
-            images (B, 3, H, W) uint8, or float32 in [0, 255] where an augmentation made it so; labels (B, H, W) int64.
+            images (B/n, 3, H, W) uint8, or float32 in [0, 255] where an augmentation made it so; labels (B/n, H, W)
+            int64.
         """
         which, index = self.pick(step)
-        height, width = self.sources[0].images.shape[1:3]
-        images = np.empty((self.batch_size, height, width, 3), np.uint8)
-        labels = np.empty((self.batch_size, height, width), np.uint8)
+        each = self.batch_size // share[1]
+        rows = slice(share[0] * each, (share[0] + 1) * each)
+        seeds = np.array([derive_seed(self.seed, _CROP, step, place) for place in range(self.batch_size)[rows]])
+        which, index = which[rows], index[rows]
+        height, width = self.sources[0].size
+        images = np.empty((each, height, width, 3), np.uint8)
+        labels = np.empty((each, height, width), np.uint8)
         for number in np.unique(which):
             here = which == number
-            images[here] = self.sources[number].images[index[here]]
-            labels[here] = self.sources[number].labels[index[here]]
+            images[here], labels[here] = self.sources[number].take(index[here], seeds[here])
         image_tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         label_tensor = torch.from_numpy(labels).long()
         if not self.augment:
             return image_tensor, label_tensor
         rng = np.random.default_rng([self.seed, _AUGMENT, step])
-        return augment(image_tensor, label_tensor, self.augment, rng, self.ignore_index)
+        return augment(
+            image_tensor, label_tensor, self.augment, rng, self.ignore_index, rows=rows, of=self.batch_size
+        )  # fmt: skip
 
-    def model_seed(self, step: int) -> int:
-        """Seed of the numbers that the model itself draws in this step (drop-out, point sampling)."""
-        return derive_seed(self.seed, _MODEL, step)
+    def model_seed(self, step: int, share: int = 0) -> int:
+        """Seed of the numbers that the model itself draws in this step and share (drop-out, point sampling)."""
+        return derive_seed(self.seed, _MODEL, step, *([share] if share else []))
 
 
-def augment(images: Tensor, labels: Tensor, names: Sequence[str], rng: np.random.Generator, ignore_index: int = 255):
+def augment(
+    images: Tensor, labels: Tensor, names: Sequence[str], rng: np.random.Generator, ignore_index: int = 255,
+    *, rows: slice = slice(None), of: int | None = None,
+):  # fmt: skip
     """Disturb a batch; images and labels are moved together.
 
     * ``flip``: left-right with probability 1/2.
@@ -149,6 +194,8 @@ def augment(images: Tensor, labels: Tensor, names: Sequence[str], rng: np.random
         names: out of ``AUGMENTATIONS``; applied in that order, whatever the order of ``names``.
         rng: source of all draws.
         ignore_index: label of padding.
+        rows, of: the images are these rows of a batch of that many: what happens to them does not depend on whether
+            the others are there.
 
     Returns:
         images and labels of the same shapes; images float32 in [0, 255] after "crop" or "color".
@@ -159,21 +206,22 @@ def augment(images: Tensor, labels: Tensor, names: Sequence[str], rng: np.random
     unknown = [name for name in names if name not in AUGMENTATIONS]
     if unknown:
         raise ValueError(f"`augment` holds {unknown[0]!r}; known: {', '.join(AUGMENTATIONS)}")
+    of = len(images) if of is None else of
     if "flip" in names:
-        turned = torch.from_numpy(rng.random(len(images)) < 0.5)
+        turned = torch.from_numpy(rng.random(of)[rows] < 0.5)
         images = torch.where(turned[:, None, None, None], images.flip(-1), images)
         labels = torch.where(turned[:, None, None], labels.flip(-1), labels)
     if "crop" in names:
-        images, labels = _jitter_scale(images.float(), labels, rng, ignore_index)
+        images, labels = _jitter_scale(images.float(), labels, rng, ignore_index, rows, of)
     if "color" in names:
-        images = _jitter_colour(images.float(), rng)
+        images = _jitter_colour(images.float(), rng, rows, of)
     return images, labels
 
 
-def _jitter_scale(images: Tensor, labels: Tensor, rng, ignore_index: int) -> tuple[Tensor, Tensor]:
-    zoom = np.exp(rng.uniform(*np.log(ZOOM), len(images)))
+def _jitter_scale(images: Tensor, labels: Tensor, rng, ignore_index: int, rows, of) -> tuple[Tensor, Tensor]:
+    zoom = np.exp(rng.uniform(*np.log(ZOOM), of))[rows]
     slack = np.abs(1 - 1 / zoom)  # how far the window may move, in half image sides
-    shift = rng.uniform(-1, 1, (len(images), 2)) * slack[:, None]
+    shift = rng.uniform(-1, 1, (of, 2))[rows] * slack[:, None]
     transform = np.zeros((len(images), 2, 3), np.float32)
     transform[:, 0, 0] = transform[:, 1, 1] = 1 / zoom
     transform[:, :, 2] = shift
@@ -183,9 +231,9 @@ def _jitter_scale(images: Tensor, labels: Tensor, rng, ignore_index: int) -> tup
     return images.clamp_(0, 255), moved[:, 0].long() + ignore_index
 
 
-def _jitter_colour(images: Tensor, rng) -> Tensor:
+def _jitter_colour(images: Tensor, rng, rows, of) -> Tensor:
     def draw(low, high, neutral):
-        values = np.where(rng.random(len(images)) < 0.5, rng.uniform(low, high, len(images)), neutral)
+        values = np.where(rng.random(of) < 0.5, rng.uniform(low, high, of), neutral)[rows]
         return torch.from_numpy(values.astype(np.float32))[:, None, None, None]
 
     images = images * draw(0.5, 1.5, 1.0) + draw(-32, 32, 0.0)

@@ -12,10 +12,11 @@ from fmseg.settings import Settings
 def supervised(
     settings: Settings, method: str, seed: int, draw: str, images: int, exposures: int, split: str = "train"
 ) -> dict[str, Any]:
-    """A run of :mod:`fmseg.supervised`.
+    """A run of :mod:`fmseg.supervised`; of :mod:`fmseg.real_supervised` where the profile has ``data``.
 
     Args:
-        settings: gives ``world.size``, ``world.val``, ``train`` (options common to all), ``lr.<method>``.
+        settings: gives ``world.size``, ``world.val``, ``train`` (options common to all), ``lr.<method>``; or, on real
+            data, what :func:`real` needs, and then ``images``, ``exposures`` and ``split`` are the recipe's.
         method: a segmenter's name.
         seed: see :func:`fmseg.supervised.run`.
         draw, images, split: the training set.
@@ -24,6 +25,8 @@ def supervised(
     Raises:
         ValueError: a parameter is missing, or there are fewer exposures than a batch holds.
     """
+    if "data" in settings.values:
+        return real(settings, method, seed, draw)
     common = dict(settings.get("train"))
     steps = exposures // common["batch_size"]
     if steps < 1:
@@ -41,4 +44,36 @@ def supervised(
         "validation": settings.get("world.val"),
         "size": settings.get("world.size"),
         "train": train,
+    }
+
+
+def real(settings: Settings, method: str, seed: int, draw: str, **changes: Any) -> dict[str, Any]:
+    """A run of :mod:`fmseg.real_supervised` by the papers' recipe.
+
+    Args:
+        settings: gives ``sizes.<method>``, ``data.<draw>`` (``data``, ``split``, ``validation``), ``train`` (what
+            replaces the recipe's options), ``crop`` (None: the recipe's), ``pretrained`` (whether backbones are).
+        method, seed: a segmenter's name; the run's seed.
+        draw: which data set plays that draw's part: 'voc', 'coco', 'ade' or 'stuff'.
+        changes: to :func:`fmseg.paper_segmenters.recipe`: ``joint``, ``step``.
+    """
+    from fmseg import paper_segmenters
+
+    size, where = settings.get(f"sizes.{method}"), settings.get(f"data.{draw}")
+    recipe = paper_segmenters.recipe(
+        method, size, where["data"], images=where.get("images"), crop=settings.get("crop"), **changes
+    )
+    return {
+        "method": method,
+        "size": size,
+        "seed": seed,
+        "data": where["data"],
+        "split": where["split"],
+        "validation": where["validation"],
+        "crop": list(recipe.crop),
+        "pipeline": recipe.pipeline,
+        "test": vars(recipe.test) | {"scale": list(recipe.test.scale) if recipe.test.scale else None},
+        "repeat": recipe.real_repeat,
+        "pretrained": settings.get("pretrained"),
+        "train": recipe.train | settings.get("train"),
     }

@@ -6,7 +6,6 @@ of workers. `voc`, `coco`, `ade` and `stuff` play the papers' data sets; `web` i
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
@@ -154,6 +153,15 @@ def caption_of(picture: Picture, rng: np.random.Generator | None = None, words: 
 
 
 @dataclass(frozen=True)
+class Example:
+    """One image of any set: ``image`` (H, W, 3) uint8 RGB, ``labels`` (H, W) uint8 class ids or 255, ``name``."""
+
+    image: ndarray
+    labels: ndarray
+    name: str
+
+
+@dataclass(frozen=True)
 class Drawn:
     """A drawn set. N images of H = W pixels.
 
@@ -177,6 +185,22 @@ class Drawn:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def name(self) -> str:
+        return self.draw.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.draw.classes
+
+    @property
+    def num_classes(self) -> int:
+        return self.draw.num_classes
+
+    def __getitem__(self, index: int) -> Example:
+        """One image with its labels, as sets on disk give them."""
+        return Example(self.images[index], self.labels[index], f"{self.name}_{index:06d}")
 
     def subset(self, indices: Iterable[int]) -> "Drawn":
         """The images of those indices, in that order."""
@@ -212,34 +236,6 @@ def draw_set(name: str, split: str, count: int, *, seed: int = 0, size: int = 64
         noisy = (rng, draw.statistics.things) if draw.name == "web" else ()
         captions.append(caption_of(picture, *noisy))
     return Drawn(images, labels, instances, present, tuple(things), tuple(captions), draw)
-
-
-def write_voc(drawn: Drawn, folder: Path, split: str = "train") -> Path:
-    """Write a set in VOC 2012's layout: JPEGImages (as png, lossless), SegmentationClass, ImageSets/Segmentation.
-
-    Masks are palette PNGs whose pixel values are class ids; 255 is void.
-
-    Raises:
-        FileExistsError: a list of that split is there already; nothing is overwritten.
-        OSError: the folder cannot be written; the message names it.
-    """
-    from PIL import Image
-
-    folder = Path(folder)
-    listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-    if listing.exists():
-        raise FileExistsError(f"{listing} exists; choose an empty folder or another split name")
-    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    names = [f"{drawn.draw.name}_{split}_{k:06d}" for k in range(len(drawn))]
-    for name, image, label in zip(names, drawn.images, drawn.labels, strict=True):
-        Image.fromarray(image).save(folder / "JPEGImages" / f"{name}.png")
-        mask = Image.frombytes("P", label.shape[::-1], label.tobytes())
-        mask.putpalette(voc_palette().ravel().tolist())
-        mask.save(folder / "SegmentationClass" / f"{name}.png")
-    (folder / "classes.txt").write_text("\n".join(drawn.draw.classes) + "\n")
-    listing.write_text("\n".join(names) + "\n")  # last: a list is the mark of a complete set
-    return folder
 
 
 def voc_palette() -> ndarray:

@@ -25,6 +25,14 @@ LEAST_TOLERANCE = 1.0  # points of mIoU: another processor rounds otherwise, and
 LARGEST_TOLERANCE = 5.0  # points, however little a few seeds say about the spread
 
 
+REAL_MODULE = "fmseg.real_supervised"
+
+
+def on_real_data(settings: Settings) -> bool:
+    """Whether a profile trains on real data sets, not on the mini world."""
+    return "data" in settings.values
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A table of trained runs.
@@ -46,6 +54,10 @@ class Experiment:
     table: Callable[[Settings, list[dict | None]], dict]
     cell: Callable[[dict], str]
     headline: bool = True
+
+    def trained_by(self, settings: Settings) -> str:
+        """Module that trains its runs in a profile: ``module``, or its counterpart for real data."""
+        return REAL_MODULE if on_real_data(settings) else self.module
 
     def folder(self, settings: Settings) -> Path:
         """Where its run records lie: results/<profile>/runs/<id>."""
@@ -85,7 +97,8 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
         experiment, settings: what, and in which profile.
         train: "one": missing runs are trained, and the cheapest recorded one is trained live and compared with its
             record; "none": records only, and the table is not written if any is missing; "all": every run is trained
-            again and its record replaced.
+            again and its record replaced. On real data nothing is trained from here (`python -m fmseg train` does):
+            "one" is "none".
         progress: show a bar over runs.
 
     Raises:
@@ -95,16 +108,16 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
     if train not in TRAIN:
         raise ValueError(f"`train` must be one of {', '.join(TRAIN)}; got {train!r}")
     configs, folder = experiment.configs(settings), experiment.folder(settings)
-    outcome = Outcome({}, [])
-    if train == "none":
-        code = closure(experiment.module, settings.root)
+    outcome, module = Outcome({}, []), experiment.trained_by(settings)
+    if train == "none" or (train == "one" and on_real_data(settings)):
+        code = closure(module, settings.root)
         found = [find_record(folder, config) for config in configs]
         outcome.stale = {r["key"]: reasons_stale(r, code) for r in found if r and reasons_stale(r, code)}
         outcome.records = [None if r is None or r["key"] in outcome.stale else r for r in found]
         outcome.from_records = sum(r is not None for r in outcome.records)
     else:
         report = obtain(
-            configs, module=experiment.module, folder=folder, scratch=settings.root / "build" / "runs",
+            configs, module=module, folder=folder, scratch=settings.root / "build" / "runs",
             root=settings.root, claims=rules(experiment, settings), ignore_records=train == "all", progress=progress,
         )  # fmt: skip
         outcome.records = [report.records[run_key(config)] for config in configs]
@@ -140,7 +153,7 @@ def live(experiment: Experiment, settings: Settings, records: list[dict], among:
     folder = build / "live" / settings.profile / experiment.id
     shutil.rmtree(folder, ignore_errors=True)
     again = obtain(
-        [cheapest["config"]], module=experiment.module, folder=folder, scratch=build / "runs" / "live",
+        [cheapest["config"]], module=experiment.trained_by(settings), folder=folder, scratch=build / "runs" / "live",
         root=settings.root, progress=progress,
     ).records[cheapest["key"]]  # fmt: skip
     return compare(experiment, again, cheapest, records)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fmseg._shims import without
 from fmseg.records import lock
 from fmseg.settings import Settings, check_names
 
@@ -82,9 +83,10 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
         FileNotFoundError, ValueError: unknown notebook, undeclared parameter. NotebookError: a cell raised.
         LockedError: the same notebook is being executed already.
     """
-    import nbformat
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
+    with without("rfc3987_syntax"):  # jsonschema's check of addresses, which no notebook needs: more than a second
+        import nbformat
+        import papermill
+        from papermill.exceptions import PapermillExecutionError
 
     from fmseg.cite import fill_notebook
 

@@ -5,6 +5,8 @@ for pixels that do not count. Masks are read strictly: a mask that would be sile
 expected, an id that the data set does not have, another size than its image) is an error that names the file.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fmseg import names
-from fmseg.datasets import IGNORE, voc_palette
+from fmseg.datasets import IGNORE, Example, voc_palette
 from fmseg.words import find
 
 ORIGIN = {
@@ -28,15 +30,6 @@ ORIGIN = {
 }
 _RAW_THINGS = 91  # in stuffthingmaps, raw ids below are things (category id - 1), the rest are stuff
 _NO_CLASS = -1  # in a table: an id that the data set does not have
-
-
-@dataclass(frozen=True)
-class Photo:
-    """One picture: ``image`` (H, W, 3) uint8 RGB, ``labels`` (H, W) uint8 class ids or 255, ``name`` of the file."""
-
-    image: np.ndarray
-    labels: np.ndarray
-    name: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +58,7 @@ class OnDisk:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Photo:
+    def __getitem__(self, index: int) -> Example:
         """The picture of that place in the list.
 
         Raises:
@@ -77,7 +70,7 @@ class OnDisk:
                 f"{self.masks[index]} is {_size(labels)} but its image {self.images[index].name} is {_size(image)}; "
                 f"they must have one size. {ORIGIN[self.name]}"
             )
-        return Photo(image, labels, self.images[index].stem)
+        return Example(image, labels, self.images[index].stem)
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB; grey pictures, of which COCO has some, become RGB."""
@@ -91,6 +84,15 @@ class OnDisk:
         """The pictures of those indices, in that order."""
         keep = [int(i) for i in indices]
         return replace(self, images=tuple(self.images[i] for i in keep), masks=tuple(self.masks[i] for i in keep))
+
+    def fingerprint(self) -> str:
+        """Hash (hex) of names and sizes of all files and of the bytes of up to 64 pictures and their masks."""
+        digest = hashlib.sha256()
+        for path in (*self.images, *self.masks):
+            digest.update(f"{path.name}:{path.stat().st_size};".encode())
+        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int):
+            digest.update(self.images[index].read_bytes() + self.masks[index].read_bytes())
+        return digest.hexdigest()
 
     def index_of(self, name: str) -> int:
         """Place of a picture by its name (file name without ending)."""
@@ -345,3 +347,30 @@ READERS = {"voc": voc, "coco": coco, "ade20k": ade20k, "coco-stuff": coco_stuff,
 def open_set(name: str, root: str | Path, split: str) -> OnDisk:
     """A data set by name; an unknown name is a ValueError that lists the known ones."""
     return READERS[tuple(READERS)[find(name, tuple(READERS), "dataset")]](root, split)
+
+
+FOLDERS = {  # under FMSEG_DATA, unless a variable of its own says where
+    "voc": ("FMSEG_VOC", "VOCdevkit"), "coco": ("FMSEG_COCO", "coco"), "coco-stuff": ("FMSEG_COCO", "coco"),
+    "ade20k": ("FMSEG_ADE20K", "ADEChallengeData2016"), "camvid": ("FMSEG_CAMVID", "CamVid"),
+}  # fmt: skip
+
+
+def root_of(name: str) -> Path:
+    """Where a data set lies on this machine: its variable (FMSEG_VOC, FMSEG_CAMVID, ...), else FMSEG_DATA/<folder>.
+
+    Raises:
+        ValueError: an unknown name. FileNotFoundError: neither variable is set, or the folder is not there.
+    """
+    variable, folder = FOLDERS[tuple(FOLDERS)[find(name, tuple(FOLDERS), "dataset")]]
+    if variable in os.environ:
+        root = Path(os.environ[variable])
+    elif "FMSEG_DATA" in os.environ:
+        root = Path(os.environ["FMSEG_DATA"]) / folder
+    else:
+        raise FileNotFoundError(
+            f"Where does {name} lie? Set {variable} to its folder, or FMSEG_DATA to the folder that holds {folder}. "
+            f"{ORIGIN[name]}"
+        )
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}, where {name} should lie, is no folder. {ORIGIN[name]}")
+    return root

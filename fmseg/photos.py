@@ -5,6 +5,7 @@ papers' configurations say is what runs. Which crop comes out is a function of (
 makes it.
 """
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import contextmanager
 
@@ -58,6 +59,24 @@ class Photos:
         image, labels = self._disturbed(photo.image, photo.labels, seed)
         image, labels = _padded(image, labels, self.size)
         return image, labels if self.table is None else self.table[labels]
+
+    def check_ids(self, num_classes: int, ignore_index: int) -> None:
+        """Raise a ValueError if the labels can hold an id that is neither in [0, num_classes) nor ``ignore_index``."""
+        known = np.unique(self.data.table[self.data.table >= 0]) if self.table is None else np.unique(self.table)
+        wrong = [k for k in known if k >= num_classes and k != ignore_index]
+        if wrong:
+            raise ValueError(
+                f"source `{self.name}` can hold label {wrong[0]}; the model has classes 0..{num_classes - 1} and "
+                f"{ignore_index} is ignored. Give a `table`, or build a model with more classes"
+            )
+
+    def fingerprint(self) -> list:
+        """Tells sources apart by what they are made of: names of the pictures, pipeline, crop, table."""
+        digest = hashlib.sha256()
+        for part in ([path.name for path in self.data.images], self.pipeline, self.size):
+            digest.update(repr(part).encode())
+        digest.update((self.data.table if self.table is None else self.table).tobytes())
+        return [len(self.data), self.repeat, digest.hexdigest()]
 
     def take(self, index: Sequence[int], seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Crops of several pictures: (B, H, W, 3) uint8 RGB and (B, H, W) uint8 labels."""

@@ -24,7 +24,7 @@ def recertify(experiment: Experiment, settings: Settings) -> tuple[list[str], li
     Returns:
         Keys of records that took the new hash, and sentences about those that did not.
     """
-    code = closure(experiment.module, settings.root)
+    code = closure(experiment.trained_by(settings), settings.root)
     wanted = {run_key(config) for config in experiment.configs(settings)}
     stale = [r for r in stored(experiment, settings) if r["key"] in wanted and reasons_stale(r, code)]
     certified, left = [], []
@@ -32,7 +32,7 @@ def recertify(experiment: Experiment, settings: Settings) -> tuple[list[str], li
         mine = sorted((r for r in stale if r["config"]["method"] == method), key=lambda r: r["seconds"])
         with tempfile.TemporaryDirectory(prefix="fmseg-recertify-") as folder:
             where = {"folder": Path(folder), "scratch": Path(folder), "root": settings.root}
-            report = obtain([mine[0]["config"]], module=experiment.module, progress=False, **where)
+            report = obtain([mine[0]["config"]], module=experiment.trained_by(settings), progress=False, **where)
         again = report.records[mine[0]["key"]]
         if again["result"] != mine[0]["result"]:
             left.append(

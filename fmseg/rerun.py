@@ -54,8 +54,8 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True) ->
                 continue
             print(f"{experiment.id}: {len(wanted)} runs", file=sys.stderr)
             report = obtain(
-                wanted, module=experiment.module, folder=folder / experiment.id, scratch=folder / "scratch",
-                root=settings.root, progress=progress,
+                wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,
+                scratch=folder / "scratch", root=settings.root, progress=progress,
             )  # fmt: skip
             records = [report.records.get(run_key(c)) for c in experiment.configs(settings)]
             committed = tables.read(settings.results / "tables" / f"{experiment.id}.json")

@@ -1,8 +1,8 @@
 """The four segmenters of the papers, from mmsegmentation's own classes, behind one small interface.
 
-SegFormer, Segmenter and Mask2Former are FreeMask's, DeepLabV3 is FMWISS's. Configurations are data
-(:mod:`fmseg.segmenter_configs`); mmsegmentation is imported when the first model is built. The training loop knows only
-``loss``, ``logits`` and ``num_classes``.
+SegFormer, Segmenter and Mask2Former are FreeMask's, DeepLabV3 is FMWISS's. Configurations are data: mini ones in
+:mod:`fmseg.segmenter_configs`, the papers' from mmsegmentation's files (:mod:`fmseg.paper_segmenters`); mmsegmentation
+is imported when the first model is built. The training loop knows only ``loss``, ``logits`` and ``num_classes``.
 """
 
 import copy
@@ -29,13 +29,14 @@ class Segmenter(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int, *, ignore_index: int = 255, divisor: int = 1, name: str = "segmenter"
-    ):
+        self, model: nn.Module, num_classes: int, *, ignore_index: int = 255, divisor: int = 1, name: str = "segmenter",
+        mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD,
+    ):  # fmt: skip
         super().__init__()
         self.model, self.num_classes, self.ignore_index = model, num_classes, ignore_index
         self.divisor, self.name = divisor, name
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def loss(self, images: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy at full resolution, averaged over the pixels that carry a label.
@@ -54,7 +55,13 @@ class Segmenter(nn.Module):
         (equal to ``avg_non_ignore=True`` there).
         """
         labels = self._checked(images, labels)
-        return upsampled_cross_entropy(self.grid_logits(images), labels, ignore_index=self.ignore_index)
+        grid = self.grid_logits(images)
+        with torch.autocast(grid.device.type, enabled=False):  # the loss is float32 in mixed precision too
+            return upsampled_cross_entropy(grid.float(), labels, ignore_index=self.ignore_index)
+
+    def loss_weight(self, labels: Tensor) -> int:
+        """What a share of a batch counts when the losses of shares are averaged: its labelled pixels."""
+        return int((labels != self.ignore_index).sum())
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) float32: scores of every class at every pixel, bilinearly resized from the grid."""
@@ -117,6 +124,10 @@ class MaskSegmenter(Segmenter):
         losses = self.model.decode_head.loss(self._features(images), samples, None)
         return sum(value for key, value in losses.items() if "loss" in key)
 
+    def loss_weight(self, labels: Tensor) -> int:
+        """Images: the mask losses are normalised by the number of masks, over all processes, inside mmdet."""
+        return len(labels)
+
     def logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) float32 >= 0: sum over queries of class probability times mask probability."""
         return self._scores(images, tuple(images.shape[-2:]))
@@ -144,7 +155,8 @@ def build(
 
     Args:
         name: "segformer", "segmenter", "mask2former" or "deeplabv3".
-        size: which configuration of :data:`fmseg.segmenter_configs.CONFIGS`.
+        size: which configuration of :data:`fmseg.segmenter_configs.CONFIGS`; for the papers' sizes see
+            :func:`fmseg.paper_segmenters.build`.
         num_classes: C, >= 2.
         image_size: side of the training images, pixels; fixes the positional embeddings of Segmenter, which are
             resized for other sizes. The others take any multiple of their divisor.
@@ -161,8 +173,19 @@ def build(
         raise ValueError(f"`name` must be one of {', '.join(CONFIGS)}; got {name!r}")
     if size not in CONFIGS[name]:
         raise ValueError(f"`size` of {name} must be one of {', '.join(CONFIGS[name])}; got {size!r}")
-    config = copy.deepcopy(CONFIGS[name][size])
-    divisor = config.pop("divisor")
+    options = {"num_classes": num_classes, "image_size": image_size, "seed": seed, "ignore_index": ignore_index}
+    return from_config(name, CONFIGS[name][size], **options)
+
+
+def from_config(
+    name: str, config: dict, *, num_classes: int, image_size: int, seed: int = 0, ignore_index: int = 255
+) -> Segmenter:
+    """A segmenter from a model config of mmsegmentation with ``divisor`` and, if not ImageNet's, ``mean`` and ``std``.
+
+    Args, Returns, Raises: as :func:`build`; ``config`` is not changed.
+    """
+    config = copy.deepcopy(config)
+    divisor, mean, std = config.pop("divisor"), config.pop("mean", MEAN), config.pop("std", STD)
     if num_classes < 2:
         raise ValueError(f"`num_classes` must be at least 2 (background counts), got {num_classes}")
     if image_size < divisor or image_size % divisor:
@@ -177,7 +200,7 @@ def build(
         model.init_weights()
     _mmseg.without_attention_maps(model)
     kind = MaskSegmenter if isinstance(model.decode_head, _mmseg.Mask2FormerHead) else Segmenter
-    return kind(model, num_classes, ignore_index=ignore_index, divisor=divisor, name=name)
+    return kind(model, num_classes, ignore_index=ignore_index, divisor=divisor, name=name, mean=mean, std=std)
 
 
 def _complete(config: dict, num_classes: int, image_size: int, ignore_index: int) -> None:

@@ -1,31 +1,28 @@
-"""One training loop for everything that learns to segment here.
+"""One training loop for everything that learns to segment here, on one process or many.
 
 It knows torch and numpy, and of a model only this: ``loss(images, labels) -> scalar``, ``logits(images) ->
 (B, C, H, W)``, ``num_classes``. Every random choice is a function of (seed, step), so a run that was killed and resumed
 ends with the same bits as one that was not, and the caller's random state is left as it was.
 """
 
-import difflib
-import hashlib
-import io
 import math
 import os
-import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fmseg.batches import AUGMENTATIONS, Mixture, Source
+from fmseg import checkpoints, distributed
+from fmseg.batches import Mixture, Source
 from fmseg.evaluation import evaluate, predict, weights_hash
-from fmseg.metrics import mean_iou
+from fmseg.metrics import Confusion, mean_iou
+from fmseg.train_config import PRECISIONS, TrainConfig, learning_rate, optimizer_of, parameter_groups
 
 __all__ = [
     "Source",
@@ -38,92 +35,7 @@ __all__ = [
     "train",
     "weights_hash",
 ]
-MOMENTUM = 0.9  # of "sgd"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Args:
-        steps: optimiser steps, >= 1.
-        batch_size: images a step, >= 1.
-        lr: peak learning rate, > 0.
-        weight_decay: >= 0; not applied to norms, biases and positional embeddings.
-        optimizer: "adamw" or "sgd" (momentum 0.9).
-        schedule: "poly" (1 - t)^poly_power, "cosine" or "constant", t in [0, 1] after the warm-up.
-        warmup_steps: linear rise at the start, steps, >= 0.
-        poly_power: exponent of "poly", > 0.
-        grad_clip: largest norm of the whole gradient, > 0, or None.
-        seed: root of every random choice, >= 0.
-        augment: names out of ``fmseg.batches.AUGMENTATIONS``.
-        eval_every: steps between points of the curve; None: only at the end.
-        ignore_index: label of pixels that do not count.
-        device: "cpu", "cuda", or "auto" (cuda where there is one).
-
-    Raises:
-        ValueError: a value outside its range, naming the field.
-    """
-
-    steps: int
-    batch_size: int = 16
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    optimizer: str = "adamw"
-    schedule: str = "poly"
-    warmup_steps: int = 0
-    poly_power: float = 1.0
-    grad_clip: float | None = None
-    seed: int = 0
-    augment: tuple[str, ...] = ()
-    eval_every: int | None = None
-    ignore_index: int = 255
-    device: str = "cpu"
-
-    def __post_init__(self):
-        if isinstance(self.augment, str):
-            raise ValueError(f"`augment` must be a list of names, got a text; write [{self.augment!r}]")
-        object.__setattr__(self, "augment", tuple(self.augment))
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0), ("eval_every", 1)):
-            value = getattr(self, name)
-            if value is None and name == "eval_every":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be a whole number >= {least}, got {value!r}")
-        for name, allow_zero in (("lr", False), ("weight_decay", True), ("poly_power", False), ("grad_clip", False)):
-            value = getattr(self, name)
-            if value is None and name == "grad_clip":
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (value == 0 and not allow_zero):
-                raise ValueError(f"`{name}` must be a number {'>=' if allow_zero else '>'} 0, got {value!r}")
-        choices = {
-            "optimizer": ("adamw", "sgd"),
-            "schedule": ("poly", "cosine", "constant"),
-            "device": ("cpu", "cuda", "auto"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name in self.augment:
-            if name not in AUGMENTATIONS:
-                raise ValueError(f"`augment` holds {name!r}; known: {', '.join(AUGMENTATIONS)}")
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "TrainConfig":
-        """Build from plain values (params.yaml, a run record); an unknown key is an error, not ignored."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1, 0.0)[0]
-                raise ValueError(f"unknown training key {key!r}; did you mean {near!r}? Known: {', '.join(known)}")
-        if "steps" not in values:
-            raise ValueError("training needs `steps`, the number of optimiser steps")
-        return cls(**values)
-
-    def to_dict(self) -> dict:
-        """Plain values, as JSON can hold them; ``from_dict(config.to_dict()) == config``."""
-        return asdict(self) | {"augment": list(self.augment)}
+Validation = Source | Callable[[nn.Module, slice], Confusion]
 
 
 @dataclass
@@ -151,45 +63,26 @@ class TrainResult:
         """Mean of ``iou`` over the classes present in the validation set, in [0, 1]."""
         return None if self.iou is None else mean_iou(self.iou)
 
+    def to_dict(self) -> dict:
+        """Plain values, for a checkpoint."""
+        iou = None if self.iou is None else self.iou.tolist()
+        done = {"curve": self.curve, "losses": self.losses, "iou": iou}
+        return done | {"seconds": self.seconds, "steps": self.steps}
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    r"""Learning rate of a step, counted from 0: a pure function, so there is no scheduler state to save.
-
-    .. math:: \eta_s = \eta \min(1, (s+1)/w) \, g(t), \quad t = \max(0, s-w)/(S-w), \quad
-              g(t) = (1-t)^p,\; (1+\cos\pi t)/2 \;\text{or}\; 1
-    """
-    t = max(0, step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    shape = {
-        "poly": max(0.0, 1 - t) ** config.poly_power,
-        "cosine": (1 + math.cos(math.pi * min(1.0, t))) / 2,
-        "constant": 1.0,
-    }
-    return config.lr * min(1.0, (step + 1) / max(1, config.warmup_steps)) * shape[config.schedule]
+    @classmethod
+    def from_dict(cls, done: dict) -> "TrainResult":
+        """What :meth:`to_dict` gave, as the start of a further session."""
+        iou = None if done["iou"] is None else np.array(done["iou"])
+        return cls(done["curve"], done["losses"], iou, done["seconds"], done["steps"], resumed_from=done["steps"])
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two optimiser groups: with weight decay, and without (norms, biases, embeddings, class tokens)."""
-    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
-    decayed, free = [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        special = "pos_embed" in name or "cls_token" in name or "cls_emb" in name or id(parameter) in embeddings
-        (free if parameter.ndim <= 1 or special else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def _device(config: TrainConfig) -> torch.device:
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("`device` is 'cuda' but torch sees no GPU; use 'cpu' or 'auto'")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, config.weight_decay)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, fused=True)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if config.precision == "fp16" and not cuda:
+        raise ValueError("`precision` 'fp16' needs a GPU; use 'bf16' or 'fp32'")
+    return torch.device("cuda", distributed.world().local_rank) if cuda else torch.device("cpu")
 
 
 def train(
@@ -197,7 +90,7 @@ def train(
     sources: Source | Sequence[Source],
     config: TrainConfig,
     *,
-    validation: Source | None = None,
+    validation: Validation | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int | None = None,
     progress: bool = True,
@@ -205,15 +98,23 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place.
 
+    Under ``torchrun``, inside :func:`fmseg.distributed.joined`, each process computes its share of every batch; the
+    gradient is that of the whole batch, whose loss is averaged over all its labelled pixels, as one process would
+    average it. The same holds for the parts of ``accumulate``. Exceptions: batch norm sees its own share only (on GPUs
+    it becomes SyncBatchNorm; ``freeze_norm`` removes the difference); drop-out and sampled points have a stream of
+    their own in each share; Mask2Former's losses are normalised over processes, but part by part in accumulation.
+
     Args:
-        model: has ``loss``, ``logits`` and ``num_classes``; left on the device of ``config`` and in its former mode.
+        model: has ``loss``, ``logits`` and ``num_classes``; may have ``loss_weight(labels)``, what a share of a batch
+            counts (default: its labelled pixels). Left on the device of ``config`` and in its former mode.
         sources: what to learn from; mixed as :class:`fmseg.batches.Mixture` says.
         config: see :class:`TrainConfig`.
-        validation: evaluated every ``eval_every`` steps and at the end.
+        validation: evaluated every ``eval_every`` steps and at the end: a source, or a function of the model and of
+            which part of the pictures to take that gives a confusion; shared by the processes.
         checkpoint: file for the state of the run. If it exists, the run goes on from there, exactly; it is written
-            every ``checkpoint_every`` steps, at the end, and when the run is interrupted (Ctrl-C).
+            every ``checkpoint_every`` steps, at the end, and when the run is interrupted (Ctrl-C), by one process.
         checkpoint_every: steps between checkpoints, >= 1; None: only at the end and on interruption.
-        progress: show a bar with loss and remaining time.
+        progress: show a bar with loss and remaining time, in the first process.
         on_step: called after every step with (steps done, loss); what it raises ends the run.
 
     Returns:
@@ -221,40 +122,51 @@ def train(
 
     Raises:
         ValueError: labels out of range, images of different sizes, a checkpoint that is damaged or belongs to another
-            run. FloatingPointError: the loss or the scores are not finite. KeyboardInterrupt: interrupted.
+            run, a batch that processes and parts cannot share equally. FloatingPointError: the loss or the scores are
+            not finite. KeyboardInterrupt: interrupted.
     """
     from tqdm import tqdm
 
     if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
         raise ValueError(f"`checkpoint_every` ({checkpoint_every}) must be >= 1 and needs a `checkpoint` path")
-    device = _device(config.device)
+    world, device = distributed.world(), _device(config)
+    shares = world.size * config.accumulate
+    if config.batch_size % shares:
+        raise ValueError(
+            f"`batch_size` ({config.batch_size}) must be a multiple of {shares}: {world.size} processes, "
+            f"{config.accumulate} parts each"
+        )
     mixture = Mixture(sources, config.batch_size, config.seed, config.augment, config.ignore_index)
-    for source in [*mixture.sources, *([validation] if validation else [])]:
-        _check_ids(source, model.num_classes, config.ignore_index)
+    for source in [*mixture.sources, *([validation] if isinstance(validation, Source) else [])]:
+        source.check_ids(model.num_classes, config.ignore_index)
     was_training = model.training
     model.to(device)
-    optimizer = _optimizer(model, config)
-    run_key = {"config": config.to_dict() | {"device": ""}, "data": [_fingerprint(s) for s in mixture.sources]}
-    result = _load(checkpoint, model, optimizer, run_key) if checkpoint else TrainResult()
+    stepper = _Stepper(model, config, device)
+    run_key = {"config": config.to_dict() | {"device": "", "workers": 0, "accumulate": 1}}
+    run_key["data"] = [source.fingerprint() for source in mixture.sources]
+    done = checkpoints.load(checkpoint, run_key, **stepper.parts()) if checkpoint else None
+    result = TrainResult.from_dict(done) if done else TrainResult()
     seconds_before, started = result.seconds, time.perf_counter()
 
     def save():
         result.seconds = seconds_before + time.perf_counter() - started
-        _save(checkpoint, model, optimizer, run_key, result)
+        if world.first:
+            checkpoints.save(checkpoint, run_key, result.to_dict(), **stepper.parts())
 
     devices = [device] if device.type == "cuda" else []
-    bar = tqdm(total=config.steps, initial=result.steps, disable=not progress, unit="step", mininterval=0.5)
+    quiet = not progress or not world.first
+    bar = tqdm(total=config.steps, initial=result.steps, disable=quiet, unit="step", mininterval=0.5)
     with bar, torch.random.fork_rng(devices), _deferred_interrupt(checkpoint is not None) as interrupted:
         try:
-            for step in range(result.steps, config.steps):
-                loss = _step(model, optimizer, mixture, config, step, device)
+            for step, parts in _batches(mixture, config, result.steps, world):
+                loss = stepper.step(step, parts, mixture)
                 result.losses.append(loss)
                 result.steps = step + 1
                 bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update()
                 last = result.steps == config.steps
                 if last or (config.eval_every and result.steps % config.eval_every == 0):
-                    _add_point(result, model, validation, config)
+                    _add_point(result, model, validation, config, device)
                 if checkpoint and (last or (checkpoint_every and result.steps % checkpoint_every == 0)):
                     save()
                 if on_step is not None:
@@ -271,102 +183,112 @@ def train(
     return result
 
 
-def _step(model, optimizer, mixture: Mixture, config: TrainConfig, step: int, device) -> float:
-    images, labels = (t.to(device) for t in mixture.batch(step))
-    torch.manual_seed(mixture.model_seed(step))
-    lr = learning_rate(config, step)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    model.train()
-    loss = model.loss(images, labels)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"the loss is {value} at step {step + 1} of {config.steps} (lr {lr:.3g}); "
-            f"try a smaller `lr`, a longer `warmup_steps` ({config.warmup_steps}), or `grad_clip` ({config.grad_clip})"
-        )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if config.grad_clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    optimizer.step()
-    return value
+class _Steps(torch.utils.data.Dataset):
+    """Batches by step, for loader processes."""
+
+    def __init__(self, mixture: Mixture, shares: list[tuple[int, int]]):
+        self.mixture, self.shares = mixture, shares
+
+    def __getitem__(self, step: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+        return step, [self.mixture.batch(step, share) for share in self.shares]
 
 
-def _add_point(result: TrainResult, model, validation: Source | None, config: TrainConfig) -> None:
+def _batches(mixture, config, start, world) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+    """(step, this process's parts of the batch) from a step on; a step's batch is the same whoever makes it."""
+    count = world.size * config.accumulate
+    own = [(world.rank * config.accumulate + k, count) for k in range(config.accumulate)]
+    steps = range(start, config.steps)
+    if not config.workers:
+        yield from (_Steps(mixture, own)[step] for step in steps)
+        return
+    yield from torch.utils.data.DataLoader(
+        _Steps(mixture, own), batch_size=None, sampler=steps, num_workers=config.workers,
+        pin_memory=torch.cuda.is_available(),
+    )  # fmt: skip
+
+
+class _Stepper:
+    """One optimiser step over this process's parts of a batch."""
+
+    def __init__(self, model, config: TrainConfig, device):
+        self.model, self.config, self.device = model, config, device
+        self.loss = distributed.loss_of(model, device)
+        self.optimizer = optimizer_of(model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.dtype = PRECISIONS[config.precision]
+
+    def parts(self) -> dict:
+        """What a checkpoint keeps."""
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
+
+    def step(self, step: int, parts: list[tuple[Tensor, Tensor]], mixture: Mixture) -> float:
+        config, world = self.config, distributed.world()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, group["factor"])
+        self._train_mode()
+        alone = world.size * len(parts) == 1
+        counts = [1.0] if alone else [self._count(labels) for _, labels in parts]
+        total = 1.0 if alone else distributed.sum_over_all(sum(counts), self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for k, ((images, labels), count) in enumerate(zip(parts, counts, strict=True)):
+            images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
+            torch.manual_seed(mixture.model_seed(step, world.rank * len(parts) + k))
+            last = k == len(parts) - 1
+            with nullcontext() if last or world.size == 1 else self.loss.no_sync():  # exchange gradients once
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    loss = self.loss(images, labels)
+                if not alone:  # DDP averages over processes, so the shares of the sum are multiplied by their number
+                    loss = loss * (world.size * count / max(total, 1.0))
+                value += loss.item()
+                if world.size == 1:
+                    self._check(value, step)
+                self.scaler.scale(loss).backward()
+        value = value if alone else distributed.sum_over_all(value, self.device) / world.size
+        self._check(value, step)
+        if config.grad_clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value
+
+    def _count(self, labels: Tensor) -> float:
+        weigh = getattr(self.model, "loss_weight", None)
+        return float(weigh(labels) if weigh else (labels != self.config.ignore_index).sum())
+
+    def _check(self, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {step + 1} of {self.config.steps} (lr "
+                f"{learning_rate(self.config, step):.3g}); try a smaller `lr`, a longer `warmup_steps` "
+                f"({self.config.warmup_steps}), or `grad_clip` ({self.config.grad_clip})"
+            )
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.config.freeze_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+
+def _add_point(result: TrainResult, model, validation, config: TrainConfig, device) -> None:
     if validation is None:
         since = int(result.curve[-1][0]) if result.curve else 0
         result.curve.append([result.steps, float(np.mean(result.losses[since:]))])
         return
-    confusion = evaluate(
-        model, validation.images, validation.labels, model.num_classes, ignore_index=config.ignore_index
-    )
-    result.iou = confusion.compute()
+    world = distributed.world()
+    part = slice(world.rank, None, world.size)
+    if isinstance(validation, Source):
+        images, labels = validation.images[part], validation.labels[part]
+        confusion = evaluate(model, images, labels, model.num_classes, ignore_index=config.ignore_index)
+    else:
+        confusion = validation(model, part)
+    matrix = distributed.add_counts(confusion.matrix, device)
+    result.iou = Confusion.from_matrix(matrix, config.ignore_index).compute()
     result.curve.append([result.steps, mean_iou(result.iou)])
-
-
-def _check_ids(source: Source, num_classes: int, ignore_index: int) -> None:
-    present = np.unique(source.labels)
-    wrong = present[(present >= num_classes) & (present != ignore_index)]
-    if len(wrong):
-        raise ValueError(
-            f"source `{source.name}` holds label {wrong[0]}; the model has classes 0..{num_classes - 1} "
-            f"and {ignore_index} is ignored. Remap the labels or build a model with more classes"
-        )
-
-
-def _fingerprint(source: Source) -> list:
-    """Tells sources apart without reading all of a large one: sizes, and a hash of up to 64 of its images."""
-    digest = hashlib.sha256()
-    for i in np.linspace(0, len(source.images) - 1, min(64, len(source.images))).astype(int):
-        digest.update(np.ascontiguousarray(source.images[i]))
-        digest.update(np.ascontiguousarray(source.labels[i]))
-    return [list(source.images.shape), source.repeat, digest.hexdigest()]
-
-
-def _save(path, model, optimizer, run_key: dict, result: TrainResult) -> None:
-    """Write to a temporary name in the same folder, then rename: a reader never meets half a file."""
-    path = Path(path)
-    iou = None if result.iou is None else result.iou.tolist()
-    done = {"curve": result.curve, "losses": result.losses, "iou": iou}
-    done |= {"seconds": result.seconds, "steps": result.steps}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run_key, "result": done}
-        torch.save(state, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _load(path, model, optimizer, run_key: dict) -> TrainResult:
-    path = Path(path)
-    if not path.exists():
-        return TrainResult()
-    remedy = "delete it to start anew, or pass another `checkpoint` path"
-    content = io.BytesIO(path.read_bytes())
-    try:
-        state = torch.load(content, map_location="cpu", weights_only=True)
-        run, done = state["run"], state["result"]
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} is truncated or no checkpoint of this loop ({what}); {remedy}") from error
-    if run != run_key:
-        if run["data"] != run_key["data"]:
-            differs = "the training images"
-        else:
-            now, then = run_key["config"], run["config"]
-            keys = [k for k in {**then, **now} if then.get(k) != now.get(k)]
-            differs = ", ".join(f"{k} ({then.get(k)!r} there, {now.get(k)!r} here)" for k in keys)
-        raise ValueError(f"checkpoint {path} belongs to another run: {differs} differ; {remedy}")
-    try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"checkpoint {path} is of another model ({str(error).splitlines()[0]}); {remedy}") from error
-    iou = None if done["iou"] is None else np.array(done["iou"])
-    return TrainResult(done["curve"], done["losses"], iou, done["seconds"], done["steps"], resumed_from=done["steps"])
 
 
 @contextmanager

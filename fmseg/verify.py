@@ -54,7 +54,7 @@ def verify(settings: Settings, dvc: bool = True) -> Verdict:
 
 
 def _records(experiment: Experiment, settings: Settings, found: Verdict) -> list[dict]:
-    folder, code = experiment.folder(settings), closure(experiment.module, settings.root)
+    folder, code = experiment.folder(settings), closure(experiment.trained_by(settings), settings.root)
     configs = experiment.configs(settings)
     records = [find_record(folder, config) for config in configs]
     known = {path_of(folder, config).name for config in configs}

@@ -6,7 +6,7 @@ or synthetic images would have no room) and shows that the world is neither triv
 
 from fmseg import ceilings, configs
 from fmseg.datasets import get_draw
-from fmseg.experiment import Experiment, provenance
+from fmseg.experiment import Experiment, on_real_data, provenance
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, row, table
 
@@ -22,7 +22,12 @@ def sizes(settings: Settings, draw: str) -> dict[str, int]:
 
 
 def run_configs(settings: Settings) -> list[dict]:
-    """The runs: the learning curve on the first seeds, and every converged model once on the `large` split."""
+    """The runs: the learning curve on the first seeds, and every converged model once on the `large` split.
+
+    None where the profile has real data: the world has one size.
+    """
+    if on_real_data(settings):
+        return []
     seeds = settings.get("seeds")[: settings.get("world_supervised.seeds")]
     exposures = settings.get("exposures.table")
     curve = [

@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from fmseg import segmenters
+from fmseg.datasets import Example
 from fmseg.evaluation import evaluate
 from fmseg.inference import TestTime, evaluate_pictures, segment, shown
-from fmseg.on_disk import Photo
 
 RNG = np.random.default_rng(4)
 
@@ -30,7 +30,7 @@ def picture(height, width):
     labels = RNG.integers(0, 3, (height, width)).astype(np.uint8)
     image = np.zeros((height, width, 3), np.uint8)
     np.put_along_axis(image, labels[..., None].astype(int), 200, axis=2)
-    return Photo(image, labels, "made")
+    return Example(image, labels, "made")
 
 
 def test_any_size_is_padded_to_the_divisor_and_cut_back():

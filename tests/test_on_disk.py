@@ -8,7 +8,7 @@ from PIL import Image
 from toys import ROOT
 
 from fmseg import names, on_disk
-from fmseg.datasets import draw_set, voc_palette, write_voc
+from fmseg.datasets import voc_palette
 
 CAMVID = os.environ.get("FMSEG_CAMVID") or ROOT.parent / "shared/data/CamVid"
 RNG = np.random.default_rng(5)
@@ -66,14 +66,6 @@ def test_voc_takes_the_older_name_of_the_list(voc_tree):
     (lists / "train_aug.txt").unlink()
     listed(lists / "trainaug.txt", "2007_000001")
     assert len(on_disk.voc(voc_tree, "train_aug")) == 1
-
-
-def test_the_mini_world_written_as_voc_is_read_back(tmp_path):
-    drawn = draw_set("voc", "train", 3, size=32)
-    write_voc(drawn, tmp_path)
-    back = on_disk.voc(tmp_path, "train")
-    assert all(np.array_equal(back[i].labels, drawn.labels[i]) for i in range(3))
-    assert all(np.array_equal(back[i].image, drawn.images[i]) for i in range(3))
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from fmseg.datasets import (
     DRAWS,
@@ -18,7 +17,6 @@ from fmseg.datasets import (
     sample,
     seed_range,
     voc_palette,
-    write_voc,
 )
 from fmseg.words import (
     BASE_THINGS,
@@ -217,18 +215,6 @@ def test_unknown_names_are_met_with_the_nearest_ones():
         get_draw("vocs")
     with pytest.raises(ValueError, match="`split`.*'test'"):
         sample("voc", "test", 0, 0)
-
-
-def test_a_set_written_in_vocs_layout_reads_back(tmp_path):
-    drawn = draw_set("voc", "val", 3)
-    write_voc(drawn, tmp_path, "val")
-    names = (tmp_path / "ImageSets/Segmentation/val.txt").read_text().split()
-    for k, name in enumerate(names):
-        assert np.array_equal(np.array(Image.open(tmp_path / f"JPEGImages/{name}.png")), drawn.images[k])
-        mask = Image.open(tmp_path / f"SegmentationClass/{name}.png")
-        assert mask.mode == "P" and np.array_equal(np.array(mask), drawn.labels[k])
-    with pytest.raises(FileExistsError, match="val.txt exists"):
-        write_voc(drawn, tmp_path, "val")
 
 
 def test_the_palette_is_vocs():

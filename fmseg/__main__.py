@@ -1,0 +1,21 @@
+"""`python -m fmseg COMMAND`: plan, train. The rest is behind make, see `make help`."""
+
+import sys
+
+COMMANDS = ("plan", "train")
+
+
+def main() -> int:
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if command == "plan":
+        from fmseg.plan import main as run
+    elif command == "train":
+        from fmseg.train_table import main as run
+    else:
+        print(f"{__doc__}\n\npython -m fmseg plan --help\npython -m fmseg train --help")
+        return 0 if command in ("", "-h", "--help") else 2
+    return run(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
