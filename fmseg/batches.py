@@ -112,7 +112,7 @@ class Mixture:
     """
 
     def __init__(self, sources: Sequence[Source], batch_size: int, seed: int, augment=(), ignore_index: int = 255):
-        self.sources = [sources] if isinstance(sources, Source) else list(sources)
+        self.sources = [sources] if hasattr(sources, "take") else list(sources)
         if not self.sources:
             raise ValueError("`sources` is empty; pass at least one Source")
         sizes = {s.name: tuple(s.size) for s in self.sources}

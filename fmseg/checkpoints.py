@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 _REMEDY = "delete it to start anew, or pass another `checkpoint` path"
 
@@ -71,25 +70,3 @@ def _difference(then: dict, now: dict) -> str:
     then, now = then["config"], now["config"]
     keys = [k for k in {**then, **now} if then.get(k) != now.get(k)]
     return ", ".join(f"{k} ({then.get(k)!r} there, {now.get(k)!r} here)" for k in keys)
-
-
-def load_weights(model: nn.Module, path: str | os.PathLike, part: str = "model") -> None:
-    """Take a model's weights from a file of :func:`save`, or from a bare state dict.
-
-    Args:
-        model: filled in place.
-        path: a checkpoint of this project.
-        part: which part of it.
-
-    Raises:
-        FileNotFoundError: no such file. ValueError: damaged, or of another model.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}; give the path of a checkpoint that a training run wrote")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state.get(part, state))
-    except (RuntimeError, ValueError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} holds no weights of this model ({what})") from error

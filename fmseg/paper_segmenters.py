@@ -199,7 +199,7 @@ def load_pretrained(model: Segmenter, path: str | os.PathLike, part: str = "back
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = dict(state.get("state_dict", state))
-    except (RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, AttributeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is no file of weights ({what}). {ORIGIN}") from error
     target = model.model.backbone if part == "backbone" else model.model

@@ -107,9 +107,10 @@ def _build(step: dict):
 
     if "type" not in step:
         raise ValueError(f"a step of `pipeline` needs a type, got {step!r}")
+    pair = {k: tuple(v) for k, v in step.items() if isinstance(v, list) and len(v) == 2}  # JSON knows no tuples
     for registry in (TRANSFORMS, COMMON):
         if registry.get(step["type"]) is not None:
-            return registry.build(dict(step))
+            return registry.build({**step, **pair})
     raise ValueError(f"`pipeline` holds the transform {step['type']!r}, which mmsegmentation does not have")
 
 

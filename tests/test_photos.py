@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import numpy as np
@@ -35,7 +36,8 @@ def test_a_crop_depends_on_picture_and_seed_alone(data):
     assert (image.shape, image.dtype, labels.shape, labels.dtype) == ((32, 32, 3), np.uint8, (32, 32), np.uint8)
     expected = np.random.RandomState(1).rand()
     assert np.random.rand() == expected, "the caller's random state is left alone"
-    for other in (photos, pickle.loads(pickle.dumps(photos))):
+    from_json = Photos(data, json.loads(json.dumps(PIPELINE)), (32, 32))
+    for other in (photos, from_json, pickle.loads(pickle.dumps(photos))):
         images, found = other.take([0, 1], [5, 77])
         assert np.array_equal(images[1], image) and np.array_equal(found[1], labels)
     assert not np.array_equal(photos.crop(1, 78)[0], image)
