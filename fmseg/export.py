@@ -19,8 +19,8 @@ _JPEG_QUALITY = 95
 
 
 def write(
-    data, folder: str | Path, layout: str = "voc", split: str | None = None, *, image_format: str = "png",
-    progress: bool = False,
+    data, folder: str | Path, layout: str = "voc", split: str | None = None, *, prefix: str = "",
+    image_format: str = "png", progress: bool = False,
 ) -> Path:  # fmt: skip
     """Write a set.
 
@@ -31,6 +31,7 @@ def write(
         layout: 'voc' (JPEGImages, SegmentationClass with VOC's palette, ImageSets/Segmentation; ids as they are, 255 is
             void) or 'ade' (images/<split>, annotations/<split>; ids + 1, 0 is unlabelled, so at most 254 classes).
         split: 'train' and so on for 'voc', 'training' or 'validation' for 'ade'; default the first.
+        prefix: put before every name, where splits of a set share names and folders, as in VOC's layout.
         image_format: 'png' (lossless; tell mmsegmentation ``img_suffix='.png'``) or 'jpg'.
         progress: show a bar.
 
@@ -38,8 +39,8 @@ def write(
         The folder.
 
     Raises:
-        FileExistsError: that split is there already; nothing is overwritten. ValueError: an unknown layout, split or
-        format, names that occur twice. OSError: the folder cannot be written; the message names the file.
+        FileExistsError: that split, or a picture of that name, is there already; nothing is overwritten. ValueError: an
+        unknown layout, split or format. OSError: the folder cannot be written; the message names the file.
     """
     from tqdm import tqdm
 
@@ -57,15 +58,18 @@ def write(
     rows = []
     for index in tqdm(range(len(data)), disable=not progress, unit="image"):
         example = data[index]
-        _write_image(example.image, images / f"{example.name}.{image_format}")
-        _write_mask(example.labels, masks / f"{example.name}.png", layout)
+        name = f"{prefix}{example.name}"
+        if (images / f"{name}.{image_format}").exists():
+            raise FileExistsError(
+                f"{images / name}.{image_format} exists: a name occurs twice in `data`, or another split has it; give "
+                "a `prefix`"
+            )
+        _write_image(example.image, images / f"{name}.{image_format}")
+        _write_mask(example.labels, masks / f"{name}.png", layout)
         present = [int(k) for k in np.unique(example.labels) if k != IGNORE]
         height, width = example.labels.shape
-        rows.append({"name": example.name, "width": width, "height": height, "classes": " ".join(map(str, present))})
+        rows.append({"name": name, "width": width, "height": height, "classes": " ".join(map(str, present))})
     names = [row["name"] for row in rows]
-    if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
-        raise ValueError(f"`data` holds the name {twice!r} twice; one file would overwrite the other")
     if layout == "voc":
         listing = folder / "ImageSets/Segmentation" / f"{split}.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)

@@ -98,8 +98,8 @@ def shown(image: np.ndarray, labels: np.ndarray, how: TestTime) -> tuple[np.ndar
     height, width = labels.shape
     short = min(height, width)
     size = (int(side * width / short), int(side * height / short))
-    image = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
-    labels = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    labels = np.array(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
     top, left = round((size[1] - side) / 2), round((size[0] - side) / 2)
     return image[top : top + side, left : left + side], labels[top : top + side, left : left + side]
 

@@ -74,7 +74,7 @@ class OnDisk:
 
     def image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB; grey pictures, of which COCO has some, become RGB."""
-        return np.asarray(_opened(self.images[index], self.name, lambda picture: picture.convert("RGB")))
+        return np.array(_opened(self.images[index], self.name, lambda picture: picture.convert("RGB")))
 
     def labels(self, index: int) -> np.ndarray:
         """(H, W) uint8 class ids, 255 where nothing counts."""

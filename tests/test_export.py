@@ -33,12 +33,12 @@ class Few:
 
 def test_voc_layout_is_read_back_by_our_reader(tmp_path):
     for split in ("train", "val"):
-        export.write(Few(), tmp_path, "voc", split)
+        export.write(Few(), tmp_path, "voc", split, prefix=f"{split}_")
         back = on_disk.voc(tmp_path, split)
-        assert [back[i].name for i in range(2)] == ["a", "b"]
+        assert [back[i].name for i in range(2)] == [f"{split}_a", f"{split}_b"]
         assert all(np.array_equal(back[i].labels, Few()[i].labels) for i in range(2))
         assert all(np.array_equal(back[i].image, Few()[i].image) for i in range(2))
-    mask = Image.open(tmp_path / "SegmentationClass/b.png")
+    mask = Image.open(tmp_path / "SegmentationClass/val_b.png")
     assert mask.mode == "P" and mask.getpalette()[57:60] == voc_palette()[19].tolist()
 
 
@@ -77,7 +77,9 @@ def test_nothing_is_overwritten_and_bad_input_is_named(tmp_path, drawn):
         export.write(drawn, tmp_path, "coco")
     with pytest.raises(ValueError, match="`split` must be one of .*; got 'val'"):
         export.write(drawn, tmp_path / "x", "ade", "val")
-    with pytest.raises(ValueError, match="holds the name 'a' twice"):
+    with pytest.raises(FileExistsError, match="JPEGImages/a.png exists: .* another split has it; give a `prefix`"):
+        export.write(Few(), tmp_path, "voc", "train")
+    with pytest.raises(FileExistsError, match="a.png exists: a name occurs twice"):
         export.write(Few(("a", "a")), tmp_path / "twice")
     assert not (tmp_path / "twice/manifest-train.csv").exists()
 

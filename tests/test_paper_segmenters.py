@@ -64,25 +64,6 @@ def test_the_schedule_is_mmengines_after_the_warm_up(built):
         scheduler.step()
 
 
-def test_two_steps_and_one_evaluation(built):
-    from fmseg.batches import Source
-    from fmseg.evaluation import predict
-    from fmseg.training import train
-
-    (name, size), model = built
-    rng = np.random.default_rng(0)
-    labels = np.kron(rng.integers(0, 150, (2, 2, 2)), np.ones((32, 32))).astype(np.uint8)
-    source = Source(rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8), labels)
-    recipe = paper.recipe(name, size, "ade20k", images=1000)
-    config = TrainConfig.from_dict(recipe.train | {"steps": 2, "batch_size": 2, "warmup_steps": 0, "eval_every": None})
-    before = [p.detach().clone() for p in model.parameters()]
-    result = train(model, source, config, progress=False)
-    assert np.isfinite(result.losses).all()
-    moved = sum(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert moved > 0.9 * len(before)
-    assert predict(model, source.images).shape == (2, 64, 64)
-
-
 def test_freemasks_values():
     """Dossier 3.4, row by row."""
     b2 = paper.recipe("segformer", "b2", "ade20k", joint=True)
