@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help setup repro rerun verify recertify smoke test lint lab pipeline readme times clean
+.PHONY: help setup repro realdata rerun verify recertify smoke test lint lab pipeline readme times clean
 help:
 	@echo "make repro       execute every notebook, regenerate every table and figure"
 	@echo "make test        run the tests"
@@ -23,6 +23,7 @@ help:
 	@echo "make rerun       train the headline tables again and compare; SCOPE=all: everything"
 	@echo "make recertify   after a change that should not move numbers: certify the records for the new code"
 	@echo "make smoke       every stage at smoke size, in a temporary copy"
+	@echo "make realdata    notebooks on photographs that lie on this machine (FMSEG_CAMVID)"
 	@echo "make pipeline    write dvc.yaml from the notebooks;  make readme: fill README's tables;  make times: and its times"
 
 setup: $(STAMP)
@@ -44,6 +45,9 @@ repro: setup
 
 smoke: setup
 	@$(RUN) -m fmseg.repro --smoke
+
+realdata: setup
+	@$(RUN) -m fmseg.repro --realdata
 
 rerun: setup
 	@$(RUN) -m fmseg.rerun --scope $(SCOPE)

@@ -19,7 +19,7 @@ from fmseg.provenance import canonical_hash, closure
 from fmseg.records import find_record, read_record, reasons_stale, run_key
 from fmseg.settings import Settings
 
-TRAIN = ("one", "none", "all")
+TRAIN = ("one", "none", "all", "missing")
 CONFIDENCE = 0.99  # of the interval in which a run that is trained again must lie
 LEAST_TOLERANCE = 1.0  # points of mIoU: another processor rounds otherwise, and training magnifies it
 LARGEST_TOLERANCE = 5.0  # points, however little a few seeds say about the spread
@@ -45,6 +45,7 @@ class Experiment:
         table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
         cell: config -> label of the runs that differ from it by their seed alone.
         headline: whether `make rerun` trains it again without being asked for everything.
+        photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
     """
 
     id: str
@@ -54,6 +55,18 @@ class Experiment:
     table: Callable[[Settings, list[dict | None]], dict]
     cell: Callable[[dict], str]
     headline: bool = True
+    photos: str | None = None
+
+    def can_train(self) -> bool:
+        """Whether what its runs need is on this machine."""
+        if self.photos is None:
+            return True
+        from fmseg.on_disk import root_of
+
+        try:
+            return root_of(self.photos).is_dir()
+        except FileNotFoundError:
+            return False
 
     def trained_by(self, settings: Settings) -> str:
         """Module that trains its runs in a profile: ``module``, or its counterpart for real data."""
@@ -96,13 +109,13 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
     Args:
         experiment, settings: what, and in which profile.
         train: "one": missing runs are trained, and the cheapest recorded one is trained live and compared with its
-            record; "none": records only, and the table is not written if any is missing; "all": every run is trained
-            again and its record replaced. On real data nothing is trained from here (`python -m fmseg train` does):
-            "one" is "none".
+            record; "none": records only, and the table is not written if any is missing; "missing": missing runs are
+            trained, none live; "all": every run is trained again and its record replaced. In a profile on real data
+            nothing is trained from here (`python -m fmseg train` does): "one" is "none".
         progress: show a bar over runs.
 
     Raises:
-        ValueError: ``train`` is none of the three. RuntimeError: the live run misses its record by more than the
+        ValueError: ``train`` is none of the four. RuntimeError: the live run misses its record by more than the
             tolerance, so the records do not hold on this machine.
     """
     if train not in TRAIN:

@@ -1,9 +1,9 @@
 """dvc.yaml, computed: a stage a notebook, with what the notebook rests on and what it leaves.
 
-`python -m fmseg.pipeline` writes the file; a test fails where the file and this disagree. A stage depends on its
-notebook, on every package module that the notebook or a run of its tables reaches by imports, on the profile's
-parameters, and on the tables of other stages that it cites or reads. All outs persist: an interrupted stage leaves what
-was there before.
+`python -m fmseg.pipeline` writes the file, and realdata/dvc.yaml with the stages that need photographs, which `make
+repro` leaves alone; a test fails where files and this disagree. A stage depends on its notebook, on every package
+module that the notebook or a run of its tables reaches by imports, on the profile's parameters, and on the tables of
+other stages that it cites or reads. All outs persist: an interrupted stage leaves what was there before.
 """
 
 import ast
@@ -29,9 +29,21 @@ _CITED = re.compile(r"\{\{\s*cite\s+([a-z][a-z0-9-]*)/")
 RESULTS = "results/${profile}"
 
 
-def stage_names(root: Path) -> list[str]:
-    """Notebooks by file name without ending, in their order."""
-    return sorted(path.stem for path in (Path(root) / "notebooks").glob("[0-9]*.ipynb"))
+_REAL_HEAD = """\
+# Written by `python -m fmseg.pipeline`; do not edit. Stages that need photographs (see fmseg/on_disk.py for where they
+# are looked for). `make realdata` runs them; `make repro` does not come here, so without the photographs nothing runs
+# and nothing is deleted.
+"""
+
+
+def stage_names(root: Path, photos: bool = False) -> list[str]:
+    """Notebooks by file name without ending, in their order: those that need photographs, or all others."""
+    names = sorted(path.stem for path in (Path(root) / "notebooks").glob("[0-9]*.ipynb"))
+    return [name for name in names if _needs_photos(name) == photos]
+
+
+def _needs_photos(name: str) -> bool:
+    return any(EXPERIMENTS[id].photos for id in made_by(name))
 
 
 def stages(root: Path) -> dict[str, dict]:
@@ -42,6 +54,15 @@ def stages(root: Path) -> dict[str, dict]:
 def text(root: Path) -> str:
     """The whole file."""
     return _HEAD + yaml.safe_dump({"stages": stages(root)}, sort_keys=False, width=120)
+
+
+def realdata_text(root: Path) -> str:
+    """The whole of realdata/dvc.yaml."""
+    made = {}
+    for name in stage_names(root, photos=True):
+        stage = _stage(name, Path(root))
+        made[name] = {"desc": stage.pop("desc"), "wdir": "..", **stage, "cmd": f"sh .dvc/stage {name} train=missing"}
+    return _REAL_HEAD + yaml.safe_dump({"vars": ["../params.yaml"], "stages": made}, sort_keys=False, width=120)
 
 
 def made_by(name: str) -> list[str]:
@@ -103,7 +124,8 @@ def _tables_read(cells, name: str) -> list[str]:
     """Tables of other stages: cited in text, read with ``read_table("id")``, or all of them with ``read_all``."""
     cited = {id for c in cells if c["cell_type"] == "markdown" for id in _CITED.findall("".join(c["source"]))}
     for called, argument in _calls(cells, ("read_table", "read_all")):
-        cited |= set(EXPERIMENTS) if called == "read_all" else {argument} - {None}
+        every = {id for id, e in EXPERIMENTS.items() if not e.photos}  # a pipeline does not wait for photographs
+        cited |= every if called == "read_all" else {argument} - {None}
     unknown = sorted(cited - set(EXPERIMENTS))
     if unknown:
         raise ValueError(f"notebook {name} cites {', '.join(unknown)}, which no stage makes; have {list(EXPERIMENTS)}")
@@ -112,8 +134,8 @@ def _tables_read(cells, name: str) -> list[str]:
 
 def main() -> None:
     root = project_root()
-    write_files({root / "dvc.yaml": text(root)})
-    print(f"dvc.yaml: {len(stage_names(root))} stages")
+    write_files({root / "dvc.yaml": text(root), root / "realdata" / "dvc.yaml": realdata_text(root)})
+    print(f"dvc.yaml: {len(stage_names(root))} stages; realdata/dvc.yaml: {len(stage_names(root, photos=True))}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ def recertify(experiment: Experiment, settings: Settings) -> tuple[list[str], li
     wanted = {run_key(config) for config in experiment.configs(settings)}
     stale = [r for r in stored(experiment, settings) if r["key"] in wanted and reasons_stale(r, code)]
     certified, left = [], []
+    if stale and not experiment.can_train():
+        lack = f"its photographs ({experiment.photos}) are not here"
+        return [], [f"{experiment.id}: {len(stale)} records stay stale; {lack}"]
     for method in sorted({r["config"]["method"] for r in stale}):
         mine = sorted((r for r in stale if r["config"]["method"] == method), key=lambda r: r["seconds"])
         with tempfile.TemporaryDirectory(prefix="fmseg-recertify-") as folder:

@@ -14,8 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from fmseg.catalogue import EXPERIMENTS
 from fmseg.cite import duration
 from fmseg.notebooks import note_time
+from fmseg.on_disk import root_of
 from fmseg.pipeline import stage_names
 from fmseg.records import LockedError, lock
 from fmseg.settings import load, project_root
@@ -90,6 +92,18 @@ def summary(settings, started: float) -> str:
     return "\n".join(lines)
 
 
+def realdata(root: Path) -> int:
+    """Run the notebooks that need photographs, after looking whether these are here.
+
+    Raises:
+        FileNotFoundError: they are not; says which variable to set. LockedError: another repro works in this checkout.
+    """
+    for experiment in EXPERIMENTS.values():
+        if experiment.photos:
+            root_of(experiment.photos)
+    return repro(root, ["realdata/dvc.yaml"])
+
+
 def smoke(root: Path) -> int:
     """Run every stage at smoke size in a temporary copy of the checkout, uncommitted changes included."""
     with tempfile.TemporaryDirectory(prefix="fmseg-smoke-") as folder:
@@ -122,11 +136,14 @@ def copy_checkout(root: Path, to: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fmseg.repro", description=__doc__.splitlines()[0])
     parser.add_argument("--smoke", action="store_true", help="in a temporary copy, at smoke size")
+    parser.add_argument("--realdata", action="store_true", help="the notebooks that need photographs")
     parser.add_argument("words", nargs="*", help="stages; default: all that are out of date")
     given = parser.parse_args()
     try:
+        if given.realdata:
+            return realdata(project_root())
         return smoke(project_root()) if given.smoke else repro(project_root(), given.words)
-    except (LockedError, ValueError) as error:
+    except (LockedError, ValueError, FileNotFoundError) as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1
 

@@ -52,6 +52,9 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True) ->
             wanted = configs_of(experiment, settings, scope)
             if not wanted:
                 continue
+            if not experiment.can_train():
+                print(f"{experiment.id}: left out, its photographs ({experiment.photos}) are not here", file=sys.stderr)
+                continue
             print(f"{experiment.id}: {len(wanted)} runs", file=sys.stderr)
             report = obtain(
                 wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,

@@ -107,8 +107,10 @@ def _ledger(settings: Settings, found: Verdict) -> None:
 
 
 def _text(settings: Settings, found: Verdict) -> None:
-    if (settings.root / "dvc.yaml").read_text(encoding="utf-8") != pipeline.text(settings.root):
-        found.failed.append("dvc.yaml is not what the notebooks' imports ask for; run `python -m fmseg.pipeline`")
+    for name, wanted in (("dvc.yaml", pipeline.text), ("realdata/dvc.yaml", pipeline.realdata_text)):
+        path = settings.root / name
+        if not path.exists() or path.read_text(encoding="utf-8") != wanted(settings.root):
+            found.failed.append(f"{name} is not what the notebooks' imports ask for; run `python -m fmseg.pipeline`")
     text = (settings.root / "README.md").read_text(encoding="utf-8")
     if settings.profile == readme.PROFILE and text != readme.fill(text, settings):
         found.failed.append("README.md does not show the committed tables and times; run `make readme`")
