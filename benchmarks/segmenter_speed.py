@@ -31,7 +31,8 @@ def main(rounds: int = 10) -> None:
     base = statistics.median(seconds["segformer"])
     for name, values in seconds.items():
         middle, parameters = statistics.median(values), sum(p.numel() for p in models[name].parameters())
-        print(f"{name:12} {1e3 * middle / BATCH:6.2f} ms an image, {middle / base:5.2f} x SegFormer, {parameters} weights")
+        milliseconds = 1e3 * middle / BATCH
+        print(f"{name:12} {milliseconds:6.2f} ms an image, {middle / base:5.2f} x SegFormer, {parameters} weights")
 
 
 if __name__ == "__main__":

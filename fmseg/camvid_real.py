@@ -10,7 +10,7 @@ from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, row, table
 
 COLUMNS = ("mIoU", *names.CAMVID)
-SCRATCH, PRETRAINED = "SegFormer mini, from scratch", "SegFormer mini, zoo backbone"
+SCRATCH, PRETRAINED = "SegFormer from scratch", "SegFormer with a zoo backbone"
 
 
 def run_configs(settings: Settings) -> list[dict]:

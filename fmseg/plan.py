@@ -276,7 +276,7 @@ def plan(settings: Settings, stages: list[str], workers: int | None = None, prog
     Raises:
         ValueError: a stage that there is not.
     """
-    names, parts = stage_names(settings.root), []
+    names, parts = sorted(stage_names(settings.root) + stage_names(settings.root, photos=True)), []
     for stage in stages:
         find(stage, tuple(names), "stage")
     for stage in stages or names:

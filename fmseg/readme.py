@@ -26,7 +26,7 @@ def fill(text: str, settings: Settings) -> str:
 
 
 def part(name: str, settings: Settings) -> str:
-    """What stands in the part of that name: 'table.<id>', 'notebooks', or 'times'."""
+    """What stands in the part of that name: 'table.<id>', 'notebooks', 'times' or 'scale'."""
     if name.startswith("table."):
         text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
         return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
@@ -34,7 +34,9 @@ def part(name: str, settings: Settings) -> str:
         return _notebooks(settings)
     if name == "times":
         return _times(settings)
-    raise ValueError(f"README: no generated part is called {name!r}; there are table.<id>, notebooks, times")
+    if name == "scale":
+        return _scale(settings)
+    raise ValueError(f"README: no generated part is called {name!r}; there are table.<id>, notebooks, times, scale")
 
 
 def _notebooks(settings: Settings) -> str:
@@ -65,6 +67,21 @@ def _times(settings: Settings) -> str:
             "| `make lab` | opens the notebooks | |",
         ]
     )
+
+
+def _scale(settings: Settings) -> str:
+    """What benchmarks/paper_size.py measured."""
+    made = tables.read_json(settings.root / "results" / "paper" / "scale.json")
+    lines = [
+        "| segmenter | million weights | batch x crop | s a step | images/s | s a picture | GB at the peak | on |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for m in made:
+        lines.append(
+            f"| {m['model']} | {m['parameters'] / 1e6:.1f} | {m['batch']} x {m['crop']} | {m['step']:.3g} | "
+            f"{m['batch'] / m['step']:.3g} | {m['picture']:.3g} | {m['memory'] / 1e9:.1f} | {m['device']} |"
+        )
+    return "\n".join(lines)
 
 
 def take_times(settings: Settings) -> None:

@@ -56,6 +56,8 @@ def verify(settings: Settings, dvc: bool = True) -> Verdict:
 def _records(experiment: Experiment, settings: Settings, found: Verdict) -> list[dict]:
     folder, code = experiment.folder(settings), closure(experiment.trained_by(settings), settings.root)
     configs = experiment.configs(settings)
+    if not configs:  # not part of this profile
+        return []
     records = [find_record(folder, config) for config in configs]
     known = {path_of(folder, config).name for config in configs}
     where = f"{folder.relative_to(settings.root)}"

@@ -10,18 +10,31 @@ from fmseg import pipeline, provenance
 from fmseg.catalogue import EXPERIMENTS
 
 STAGES = pipeline.stages(ROOT)
+REALDATA = yaml.safe_load(pipeline.realdata_text(ROOT))["stages"]
 
 
 def test_dvc_yaml_is_what_the_notebooks_ask_for():
     assert (ROOT / "dvc.yaml").read_text() == pipeline.text(ROOT), "run `make pipeline`"
     assert yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"] == STAGES
+    assert (ROOT / "realdata/dvc.yaml").read_text() == pipeline.realdata_text(ROOT), "run `make pipeline`"
+
+
+def test_stages_with_photographs_have_a_pipeline_of_their_own():
+    """Nothing of the root pipeline waits for them, and without the photographs nothing of theirs is deleted."""
+    made = yaml.safe_load(pipeline.realdata_text(ROOT))["stages"]
+    assert list(made) == ["27_camvid"] == pipeline.stage_names(ROOT, photos=True)
+    stage = made["27_camvid"]
+    assert stage["wdir"] == ".." and stage["cmd"].endswith("27_camvid train=missing")
+    assert all(options["persist"] for out in stage["outs"] for options in out.values())
+    theirs = {path for out in stage["outs"] for path in out}
+    assert "27_camvid" not in STAGES and not theirs & {d for s in STAGES.values() for d in s["deps"]}
 
 
 def test_a_stage_rests_on_what_its_runs_rest_on():
     for experiment in EXPERIMENTS.values():
         modules = provenance.closure(experiment.module, ROOT)
         files = {str(provenance.modules(ROOT)[m].relative_to(ROOT)) for m in modules}
-        assert files <= set(STAGES[experiment.stage]["deps"])
+        assert files <= set((STAGES | REALDATA)[experiment.stage]["deps"])
     assert "fmseg/training.py" not in STAGES["00_start_here"]["deps"]
     assert "results/${profile}/tables/freemask-real.json" in STAGES["90_ledger"]["deps"]
 

@@ -39,8 +39,17 @@ def test_times_are_those_that_were_measured(project):
     assert "80 s" in readme.fill(block("notebooks"), project) or "1 min" in readme.fill(block("notebooks"), project)
 
 
+def test_the_scale_table_shows_what_was_measured(project):
+    made = {"model": "segformer b2", "parameters": 24_800_000, "crop": 512, "batch": 2, "step": 0.25, "picture": 0.1,
+            "memory": 4 * 10**9, "device": "GPU"}  # fmt: skip
+    path = project.root / "results/paper/scale.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([made]))
+    assert "| segformer b2 | 24.8 | 2 x 512 | 0.25 | 8 | 0.1 | 4.0 | GPU |" in readme.fill(block("scale"), project)
+
+
 def test_an_unknown_part_is_refused(project):
-    with pytest.raises(ValueError, match="no generated part is called 'tabel.x'; there are table.<id>"):
+    with pytest.raises(ValueError, match="no generated part is called .tabel.x.; there are table.<id>, notebooks"):
         readme.fill(block("tabel.x"), project)
     with pytest.raises(FileNotFoundError):
         readme.fill(block("table.none"), project)

@@ -24,6 +24,8 @@ def committed(settings, monkeypatch):
     (settings.root / "notebooks").mkdir()
     (settings.root / "README.md").write_text("nothing\n")
     (settings.root / "dvc.yaml").write_text(pipeline.text(settings.root))
+    (settings.root / "realdata").mkdir()
+    (settings.root / "realdata/dvc.yaml").write_text(pipeline.realdata_text(settings.root))
     return settings
 
 
