@@ -43,7 +43,7 @@ def test_without_training_what_is_missing_is_said_and_nothing_is_written(setting
     assert rows["Mask2Former"]["mIoU"]["status"] == "not run: no record of its runs"
     assert rows["Mask2Former"]["mIoU"]["paper"]["value"] == 48.7
     assert not (settings.results / "tables").exists()
-    with pytest.raises(ValueError, match="`train` must be one of one, none, all; got 'some'"):
+    with pytest.raises(ValueError, match="`train` must be one of one, none, all, missing; got 'some'"):
         perform(freemask_real.EXPERIMENT, settings, "some")
 
 
