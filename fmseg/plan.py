@@ -125,7 +125,7 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
     real = "data" in config
     options = TrainConfig.from_dict({**config["train"], "seed": config["seed"]})
     cuda = options.device != "cpu" and torch.cuda.is_available()
-    batch = 1 if real and not cuda else options.batch_size
+    batch = 1 if real and config["size"] != "mini" and not cuda else options.batch_size
     side = config["crop"][0] if real else config["size"]
     classes = _classes(config)
     make = paper_segmenters.build if real and config["size"] != "mini" else segmenters.build
@@ -207,7 +207,7 @@ def predict(
     missing = configs if from_scratch else waiting(experiment, settings)
     trained, real = list(missing), on_real_data(settings)
     recorded = [c for c in configs if c not in missing]
-    if recorded and not real:
+    if recorded and _trains_live(experiment, settings):
         trained.append(min(recorded, key=lambda c: c["train"]["steps"]))
     each = [run_seconds(c, costs[kind_of(c)], validation_pictures(c)) for c in trained]
     batches = [each[: len(missing)], each[len(missing) :]]
@@ -222,8 +222,15 @@ def predict(
     return Prediction(len(missing), sum(each), total, memory, disk)
 
 
+def _trains_live(experiment: Experiment, settings: Settings) -> bool:
+    """Whether its stage trains a recorded run again, to compare."""
+    return not on_real_data(settings) and experiment.photos is None
+
+
 def launch_line(experiment: Experiment, settings: Settings, gpus: int, nodes: int) -> str:
     """What to type to train a table's runs."""
+    if experiment.photos:
+        return "make realdata"
     if not on_real_data(settings):
         return f"make repro  (or python -m fmseg.repro {experiment.stage})"
     job = f"-m fmseg train {experiment.id} --profile {settings.profile}"
@@ -238,7 +245,7 @@ def launch_line(experiment: Experiment, settings: Settings, gpus: int, nodes: in
 def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost], workers: int) -> str:
     """A stage's plan in words."""
     made = predict(experiment, settings, costs, workers)
-    live = "" if on_real_data(settings) else ", one more live"
+    live = ", one more live" if _trains_live(experiment, settings) else ""
     lines = [
         f"{experiment.stage} / {experiment.id}: {made.runs} of {len(experiment.configs(settings))} runs to train{live}"
     ]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from toys import REAL, ROOT, VALUES, invented
 
-from fmseg import configs, freemask_real, plan, world_supervised
+from fmseg import camvid_real, configs, freemask_real, plan, world_supervised
 from fmseg.records import write_record
 from fmseg.settings import Settings, load
 
@@ -84,6 +84,7 @@ def test_launch_lines(tmp_path):
     assert plan.launch_line(experiment, settings, 8, 1).startswith("torchrun --standalone --nproc-per-node 8 -m fmseg")
     assert "--nnodes 4 --nproc-per-node 8 --rdzv" in plan.launch_line(experiment, settings, 8, 4)
     assert plan.launch_line(experiment, load("mini", ROOT), 1, 1).startswith("make repro")
+    assert plan.launch_line(camvid_real.EXPERIMENT, load("mini", ROOT), 1, 1) == "make realdata"
 
 
 def test_calibration_times_the_trainer_itself():
