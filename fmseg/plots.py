@@ -99,6 +99,13 @@ def new(width: float = 6.4, height: float = 3.6):
     return figure, axis
 
 
+def png(figure) -> bytes:
+    """The bytes of a figure's picture, to show what is not kept."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def save(figure, name: str, data: Iterable[Mapping], settings: Settings, stage: str) -> Path:
     """Write a figure and, beside it, the csv of the numbers it shows.
 

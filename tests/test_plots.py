@@ -37,6 +37,7 @@ def test_a_figure_is_saved_with_its_numbers_and_the_same_way_twice(tmp_path):
         axis.plot([1, 2], [3, 4])
         paths.append(plots.save(figure, "line", [{"x": 1, "y": 3}, {"x": 2, "y": 4}], settings, stage))
     assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].stat().st_size > 1000
+    assert plots.png(figure) == paths[1].read_bytes()
     with paths[0].with_suffix(".csv").open() as file:
         assert list(csv.DictReader(file)) == [{"x": "1", "y": "3"}, {"x": "2", "y": "4"}]
     assert sorted(p.name for p in paths[0].parent.iterdir()) == ["line.csv", "line.png"]
