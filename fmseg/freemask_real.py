@@ -4,8 +4,12 @@ Source: FreeMask README, ADE20K table, column "real" (dossier T-B). In miniature
 are labelled, and three of mmsegmentation's segmenters at mini size.
 """
 
-from fmseg import ceilings, configs
+import numpy as np
+
+from fmseg import ceilings, configs, on_disk, real_supervised
+from fmseg.datasets import draw_set
 from fmseg.experiment import Experiment, on_real_data, provenance
+from fmseg.labelmaps import LARGEST
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, paper_value, row, table
 from fmseg.words import STUFF, THINGS
@@ -80,6 +84,33 @@ NOTE = (
     "MiT-B2, Segmenter ViT-S and Mask2Former Swin-T, pre-trained, on ADE20K. One training split serves all seeds; a "
     "seed fixes initial weights and the order of data."
 )
+
+
+def pictures(settings: Settings, part: str, count: int) -> tuple[np.ndarray, np.ndarray, list[str], tuple[str, ...]]:
+    """The first pictures of the training or validation set, small, for figures.
+
+    Args:
+        settings: the mini world's `ade` draw, or the data set that plays its part.
+        part: 'train' or 'val'.
+        count: how many; of a data set on disk at most six.
+
+    Returns:
+        images (n, H, W, 3) uint8 and labels (n, H, W) uint8, at most 128 pixels a side, as predictions in records are;
+        a title each; class names by id.
+    """
+    if on_real_data(settings):
+        where = settings.get("data.ade")
+        split = where["split" if part == "train" else "validation"]
+        found = on_disk.open_set(where["data"], on_disk.root_of(where["data"]), split)
+        found = found.subset(range(min(count, len(found))))
+        images, labels = real_supervised.examples(found)
+        return images, labels, [path.stem for path in found.images][: len(images)], found.classes
+    drawn = draw_set("ade", part, count, size=settings.get("world.size"))
+    step = -(-drawn.labels.shape[1] // LARGEST)
+    names = ["\n".join(dict.fromkeys(things)) for things in drawn.things]
+    return drawn.images[:, ::step, ::step], drawn.labels[:, ::step, ::step], names, drawn.classes
+
+
 PAPER_NOTE = (
     "SegFormer MiT-B2, Segmenter ViT-S and Mask2Former Swin-T on ADE20K by the papers' recipes, single scale; a seed "
     "fixes initial weights and the order of data."

@@ -26,6 +26,7 @@ METHOD_COLOURS = {
 }
 IGNORED = (128, 128, 128)  # ignored pixels, in every picture
 BACKGROUND = (32, 32, 32)
+_GOLDEN = 0.618034  # turns of the golden ratio spread hues evenly however many there are
 _STUFF = {
     "sky": (173, 216, 240), "sea": (49, 101, 156), "grass": (96, 160, 72), "sand": (226, 205, 150),
     "brick": (160, 80, 64), "rock": (112, 112, 120), "snow": (244, 246, 250), "wood": (130, 92, 52),
@@ -43,7 +44,7 @@ def class_colour(name: str) -> tuple[int, int, int]:
     if name in STUFF:
         return _STUFF[name]
     words, shapes, patterns = name.split(), SHAPES + WEB_SHAPES, PATTERNS + WEB_PATTERNS
-    if len(words) != 2 or words[0] not in patterns or words[1] not in shapes:
+    if not _of_the_world(name):
         raise ValueError(f"`name` must be a class of the mini world, got {name!r}; see fmseg.words")
     hue = shapes.index(words[1]) / len(shapes)
     light = 0.3 + 0.5 * patterns.index(words[0]) / (len(patterns) - 1)
@@ -51,10 +52,24 @@ def class_colour(name: str) -> tuple[int, int, int]:
 
 
 def palette(classes: Sequence[str]) -> np.ndarray:
-    """(256, 3) uint8: colour by class id; 255 and ids without a class are the grey of ignored pixels."""
+    """(256, 3) uint8: colour by class id; 255 and ids without a class are the grey of ignored pixels.
+
+    Classes of the mini world have colours of their own; those of any other set get hues that neighbours do not share.
+    """
     colours = np.full((256, 3), IGNORED, np.uint8)
-    colours[: len(classes)] = [class_colour(name) for name in classes]
+    if all(_of_the_world(name) for name in classes):
+        colours[: len(classes)] = [class_colour(name) for name in classes]
+        return colours
+    for number in range(len(classes)):
+        hue, light = (number * _GOLDEN) % 1, (0.35, 0.55, 0.72)[number % 3]
+        colours[number] = [round(255 * v) for v in colorsys.hls_to_rgb(hue, light, 0.75)]
     return colours
+
+
+def _of_the_world(name: str) -> bool:
+    words = name.split()
+    thing = len(words) == 2 and words[0] in PATTERNS + WEB_PATTERNS and words[1] in SHAPES + WEB_SHAPES
+    return thing or name in STUFF or name == "background"
 
 
 def paint(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:

@@ -23,6 +23,15 @@ def test_paint_looks_classes_up_and_greys_what_is_ignored():
     assert [tuple(c) for c in painted[0]] == [plots.BACKGROUND, plots.class_colour(classes[3]), plots.IGNORED]
 
 
+def test_other_sets_get_colours_too():
+    from fmseg import names
+
+    for classes in (names.VOC, names.COCO, names.CAMVID):
+        colours = plots.palette(classes)
+        assert len(np.unique(colours[: len(classes)], axis=0)) == len(classes)
+        assert tuple(colours[len(classes)]) == tuple(colours[255]) == plots.IGNORED
+
+
 def test_a_word_that_is_no_class_has_no_colour():
     with pytest.raises(ValueError, match="must be a class of the mini world, got 'striped cat'"):
         plots.class_colour("striped cat")
