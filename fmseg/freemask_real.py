@@ -86,6 +86,16 @@ NOTE = (
 )
 
 
+def training_of(settings: Settings) -> str:
+    """How the runs are trained, a line a method."""
+    lines = []
+    for label, method in METHODS.items():
+        train = next(c["train"] for c in run_configs(settings) if c["method"] == method)
+        seen = train["steps"] * train["batch_size"]
+        lines.append(f"{label}: {seen} images seen, {train['batch_size']} a step; peak learning rate {train['lr']:g}")
+    return "\n".join(lines)
+
+
 def pictures(settings: Settings, part: str, count: int) -> tuple[np.ndarray, np.ndarray, list[str], tuple[str, ...]]:
     """The first pictures of the training or validation set, small, for figures.
 

@@ -101,6 +101,7 @@ class Photos:
 def _build(step: dict):
     import mmseg.datasets.transforms  # noqa: F401  registers them
     from mmcv.transforms import TRANSFORMS as COMMON
+    from mmengine.registry import DefaultScope
     from mmseg.registry import TRANSFORMS
 
     from fmseg import _transforms  # noqa: F401  registers ours
@@ -108,9 +109,10 @@ def _build(step: dict):
     if "type" not in step:
         raise ValueError(f"a step of `pipeline` needs a type, got {step!r}")
     pair = {k: tuple(v) for k, v in step.items() if isinstance(v, list) and len(v) == 2}  # JSON knows no tuples
-    for registry in (TRANSFORMS, COMMON):
-        if registry.get(step["type"]) is not None:
-            return registry.build({**step, **pair})
+    with DefaultScope.overwrite_default_scope("mmseg"):  # RandomChoiceResize looks its resizing up by name
+        for registry in (TRANSFORMS, COMMON):
+            if registry.get(step["type"]) is not None:
+                return registry.build({**step, **pair})
     raise ValueError(f"`pipeline` holds the transform {step['type']!r}, which mmsegmentation does not have")
 
 

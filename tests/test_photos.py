@@ -68,6 +68,15 @@ def test_a_small_picture_is_padded_with_grey_and_ignored(data):
     assert (image[20:] == MEAN_COLOUR).all() and (labels[20:] == 255).all() and (labels[:, 90:] == 255).all()
 
 
+def test_transforms_are_found_whatever_the_default_scope_is(data):
+    from mmengine.registry import DefaultScope
+
+    resize = {"type": "RandomChoiceResize", "scales": [24, 36], "resize_type": "ResizeShortestEdge", "max_size": 200}
+    with DefaultScope.overwrite_default_scope("mmengine"):
+        photos = Photos(data, [resize, PIPELINE[1]], (32, 32))
+        assert photos.crop(0, 1)[1].shape == (32, 32)
+
+
 def test_flipped_images_keep_their_labels(data):
     photos = Photos(data, [{"type": "RandomFlip", "prob": 1.0}], (60, 100))
     image, labels = photos.crop(0, 1)
