@@ -15,6 +15,7 @@ from fmseg.tables import cell, not_run, paper_value, row, table
 from fmseg.words import STUFF, THINGS
 
 SOURCE = "FreeMask README"
+MISSING = "no record of its runs"
 METHODS = {"SegFormer": "segformer", "Segmenter": "segmenter", "Mask2Former": "mask2former"}
 PAPER = {"SegFormer": 45.6, "Segmenter": 46.2, "Mask2Former": 48.7}  # MiT-B2, ViT-S, Swin-T; STATED
 GROUPS = {  # class ids of the `ade` draw by column
@@ -60,7 +61,8 @@ def build_table(settings: Settings, records: list[dict | None]) -> dict:
         for column in GROUPS:
             paper = paper_value(PAPER[label], "STATED", SOURCE) if column == "mIoU" else None
             values = {seed: m[column] for seed, m in means.items() if column in m}
-            cells[column] = cell(values, paper) if values else not_run("no record of its runs", paper)
+            missing = "the paper has the mean alone" if means and column not in next(iter(means.values())) else MISSING
+            cells[column] = cell(values, paper) if values else not_run(missing, paper)
         rows.append(row(label, cells))
     if not on_real_data(settings):
         size, validation = settings.get("world.size"), settings.get("world.val")
