@@ -1,7 +1,10 @@
+import hashlib
 import json
 import shutil
+import subprocess
 
 import pytest
+import yaml
 from toys import REAL, ROOT, invented
 
 from fmseg import catalogue, ledger, pipeline, tables, verify
@@ -92,6 +95,31 @@ def test_typed_numbers_and_another_dvc_yaml_are_found(committed):
     (committed.root / "dvc.yaml").write_text("stages: {}\n")
     found = failures(committed)
     assert len(found) == 2 and "run `python -m fmseg.pipeline`" in found[0] and "'41.3' is typed" in found[1]
+
+
+def test_dvc_lock_forgives_comments_alone(tmp_path):
+    """DVC compares bytes; the version that dvc.lock means is found in git's history."""
+    def git(*words):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
+
+    file = tmp_path / "fmseg/kernel.py"
+    file.parent.mkdir()
+    text = "RATE = 0.1  # first\n"
+    file.write_text(text)
+    md5 = hashlib.md5(text.encode()).hexdigest()
+    lock = {"stages": {"01": {"deps": [{"path": "fmseg/kernel.py", "md5": md5}]}}}
+    (tmp_path / "dvc.lock").write_text(yaml.safe_dump(lock))
+    git("init", "-q")
+    assert not verify.only_reworded("fmseg/kernel.py", tmp_path), "no version is known"
+    git("add", ".")
+    git("commit", "-qm", "one")
+    file.write_text("RATE = 0.1  # reworded\n")
+    assert verify.only_reworded("fmseg/kernel.py", tmp_path)
+    git("commit", "-qam", "two")
+    assert verify.only_reworded("fmseg/kernel.py", tmp_path), "older versions are looked through"
+    file.write_text("RATE = 0.2  # first\n")
+    assert not verify.only_reworded("fmseg/kernel.py", tmp_path)
+    assert not verify.only_reworded("params.yaml", tmp_path)
 
 
 def test_this_checkout_is_in_order():
