@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,8 +12,21 @@ from fmseg.settings import Settings, load
 STARTED = time.time()
 
 
+def checkout_state():
+    """What git says of this checkout; None where it is none."""
+    run = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True)
+    return run.stdout if run.returncode == 0 else None
+
+
+BEFORE = checkout_state()
+
+
 def pytest_sessionfinish(session, exitstatus):
-    """Note how long a run of all tests took, for README's table of times."""
+    """Tests that leave traces in the checkout fail as a whole. Notes how long a run of all tests took, for README."""
+    after = checkout_state()
+    if after != BEFORE:
+        print(f"\nThe tests changed the checkout. Before:\n{BEFORE}After:\n{after}", file=sys.stderr)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
     whole = not session.config.args[1:] and session.config.args[0] in ("tests", str(ROOT / "tests"))
     if exitstatus == 0 and whole and not session.config.option.keyword and not session.config.option.markexpr:
         note_time("test", time.time() - STARTED, load("mini", ROOT))
