@@ -2,8 +2,6 @@
 
 import sys
 
-COMMANDS = ("plan", "train")
-
 
 def main() -> int:
     command = sys.argv[1] if len(sys.argv) > 1 else ""

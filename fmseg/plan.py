@@ -5,6 +5,7 @@ arithmetic. Nothing is downloaded or trained.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import resource
@@ -28,10 +29,11 @@ from fmseg.train_table import waiting
 from fmseg.words import find
 
 TIMED_STEPS = 4  # after one that warms up; the median counts
-NOTEBOOK_SECONDS = 11.0  # a stage without training: DVC, interpreter, kernel, figures, page; measured, see benchmarks
+# overheads on the two cores where README's times were taken; benchmarks/plan_accuracy.py checks the sum on yours
+NOTEBOOK_SECONDS = 11.0  # a stage without training: DVC, interpreter, kernel, figures, page
 WORKER_SECONDS = 6.0  # until a pool of fresh processes trains
 EVALUATED = 8  # pictures timed in evaluation on the mini world; one on real data
-DATA_GB = {"voc": 2.1, "coco": 20.0, "ade20k": 0.95, "coco-stuff": 20.0, "camvid": 0.2}  # unpacked
+DATA_GB = {"voc": 2.1, "coco": 20.0, "ade20k": 0.95, "coco-stuff": 20.0, "camvid": 0.2}  # unpacked, roughly
 _NODE = 8  # GPUs of the node in the launch line
 
 
@@ -137,19 +139,35 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
     )
     changes = {"steps": TIMED_STEPS + 1, "batch_size": batch, "eval_every": None, "workers": 0, "accumulate": 1,
                "augment": () if real else options.augment, "freeze_norm": batch == 1}  # fmt: skip
+    torch.cuda.reset_peak_memory_stats() if cuda else _forget_peak_memory()
     marks = [clock()]
     train(
         model, source, TrainConfig.from_dict(options.to_dict() | changes), progress=False,
         on_step=lambda step, loss: marks.append(clock()),
     )  # fmt: skip
     step = statistics.median(b - a for a, b in zip(marks[1:], marks[2:], strict=False)) * options.batch_size / batch
-    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = torch.cuda.max_memory_allocated() if cuda else _peak_memory()
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     checkpoint = parameters * (3 if options.optimizer == "adamw" else 2)
     return Cost(
         step, _picture_seconds(model, config, clock), _prepare_seconds(config, clock), memory, checkpoint,
         torch.cuda.get_device_name() if cuda else "CPU", None if batch == options.batch_size else batch,
     )  # fmt: skip
+
+
+def _forget_peak_memory() -> None:
+    """Let the process's peak start anew from what it holds now, so that each kind of run has its own (Linux alone)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Bytes that the process has held at once since :func:`_forget_peak_memory`; elsewhere than on Linux, ever."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _classes(config: dict) -> int:
@@ -245,10 +263,9 @@ def launch_line(experiment: Experiment, settings: Settings, gpus: int, nodes: in
 def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost], workers: int) -> str:
     """A stage's plan in words."""
     made = predict(experiment, settings, costs, workers)
-    live = ", one more live" if _trains_live(experiment, settings) else ""
-    lines = [
-        f"{experiment.stage} / {experiment.id}: {made.runs} of {len(experiment.configs(settings))} runs to train{live}"
-    ]
+    runs = len(experiment.configs(settings))
+    live = ", one more live" if made.runs < runs and _trains_live(experiment, settings) else ""
+    lines = [f"{experiment.stage} / {experiment.id}: {made.runs} of {runs} runs to train{live}"]
     for kind, cost in costs.items():
         note = f", timed at batch {cost.scaled} and scaled" if cost.scaled else ""
         lines.append(
@@ -258,7 +275,7 @@ def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost],
     if on_real_data(settings):
         for nodes, gpus in ((1, 1), (1, _NODE), (2, _NODE)):
             made = predict(experiment, settings, costs, workers, devices=nodes * gpus)
-            what = f"{nodes * gpus} such device{'s' * (nodes * gpus > 1)}"
+            what = "1 such device" if nodes * gpus == 1 else f"{nodes * gpus} such devices, sharing perfectly"
             lines.append(f"  {what}: {duration(made.total)}\n    {launch_line(experiment, settings, gpus, nodes)}")
         sets = {c["data"] for c in experiment.configs(settings)}
         data = sum(DATA_GB[name] for name in sets) * 10**9
@@ -307,9 +324,11 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--profile", help="default: the one in params.yaml")
     parser.add_argument("--workers", type=int, help="processes at a time; default as many as cores")
     given = parser.parse_args(words)
-    torch.set_num_threads(1 if load(given.profile).profile != "paper" else torch.get_num_threads())
     try:
-        print(plan(load(given.profile), [Path(s).stem for s in given.stages], given.workers))
+        settings = load(given.profile)
+        if not on_real_data(settings):
+            torch.set_num_threads(1)  # as the workers of a pool
+        print(plan(settings, [Path(s).stem for s in given.stages], given.workers))
     except (ValueError, OSError) as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1

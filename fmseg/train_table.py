@@ -8,6 +8,8 @@ import argparse
 import sys
 from importlib import import_module
 
+import torch
+
 from fmseg import distributed
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.experiment import Experiment, rules
@@ -48,8 +50,9 @@ def train_run(experiment: Experiment, settings: Settings, config: dict, checkpoi
         config, checkpoint=checkpoint, checkpoint_every=checkpoint_every, progress=True
     )  # fmt: skip
     record = new_record(
-        config, code, done["result"], curve=done["curve"], seconds=done["seconds"], claims=rules(experiment, settings)
-    )
+        config, code, done["result"], curve=done["curve"], seconds=done["seconds"],
+        claims=rules(experiment, settings), threads=torch.get_num_threads(),
+    )  # fmt: skip
     if distributed.world().first:
         write_record(record, experiment.folder(settings))
         checkpoint.unlink(missing_ok=True)

@@ -1,3 +1,4 @@
+import mmap
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,17 @@ def test_calibration_times_the_trainer_itself():
     assert cost.device == "CPU" and cost.scaled is None and cost.checkpoint > 10**6 and cost.memory > 10**8
 
 
+def test_each_kind_of_run_has_a_peak_of_its_own():
+    plan._forget_peak_memory()
+    before = plan._peak_memory()
+    large = mmap.mmap(-1, 300 * 10**6)  # past the allocator, which may keep what is freed
+    large.write(b"x" * 300 * 10**6)
+    grown = plan._peak_memory()
+    large.close()
+    plan._forget_peak_memory()
+    assert grown > before + 250 * 10**6 and plan._peak_memory() < grown - 200 * 10**6
+
+
 def test_a_paper_size_model_is_timed_at_batch_one_and_scaled(tmp_path):
     settings = paper(tmp_path, crop=64, train={"device": "cpu"})
     cost = plan.calibrate(configs.real(settings, "segformer", 0, "ade"))
@@ -107,6 +119,7 @@ def test_a_plan_for_every_stage_and_profile(settings, monkeypatch, capsys):
         text = plan.plan(load(profile, ROOT), [], workers=2, progress=False)
         assert all(name in text for name in ("00_start_here", "20_freemask_real / freemask-real", "90_ledger"))
         assert ("torchrun" in text) == (profile == "paper")
+        assert ("one more live" in text) == (profile == "mini"), "where there are records"
     assert "1 such device" in plan.plan(load("paper", ROOT), ["20_freemask_real"], progress=False)
     assert world_supervised.run_configs(load("paper", ROOT)) == []
     assert plan.main(["21_nothing"]) == 1
