@@ -2,6 +2,8 @@
 
 Which image comes out is a function of (draw, split, seed, index) alone: the same bytes in any order, from any number
 of workers. `voc`, `coco`, `ade` and `stuff` play the papers' data sets; `web` is what foundation models are trained on.
+Two more draws with the looks of `web` and all masks train the segmenters that only look at pictures: `oracle` holds no
+word that `web` alone knows, `judge` holds them all.
 """
 
 from collections.abc import Iterable
@@ -30,7 +32,7 @@ class Draw:
     """One view of the world.
 
     Attributes:
-        name: 'voc', 'coco', 'ade', 'stuff' or 'web'.
+        name: 'voc', 'coco', 'ade', 'stuff', 'web', 'oracle' or 'judge'.
         classes: class names by id; id 0 is 'background' where stuff is background.
         statistics: what its scenes look like.
         split_by_seed: whether seed s has a training split of its own (`voc`, `coco`) or all seeds share one.
@@ -52,6 +54,8 @@ class Draw:
 
 
 _PLAIN = ("background",)
+_WIDE = Statistics(WEB_THINGS, counts=(0.5, 0.3, 0.2), radius=(7.0, 26.0), turn=180.0, clutter=6, tint=0.2,
+                   noise=(0.0, 0.08), contrast=0.2, blur=0.3, light=(0.6, 1.3))  # fmt: skip
 DRAWS = {
     draw.name: draw
     for draw in (
@@ -64,9 +68,9 @@ DRAWS = {
         Draw("stuff", 4, THINGS + STUFF,
              Statistics(THINGS, _long_tail(40, 8.0, 23), counts=(0.25, 0.35, 0.25, 0.15), radius=(7.0, 18.0),
                         stuff_counts=(0.3, 0.3, 0.4), stuff_weights=_long_tail(8, 5.0, 5), clutter=5)),
-        Draw("web", 5, _PLAIN + WEB_THINGS,
-             Statistics(WEB_THINGS, counts=(0.5, 0.3, 0.2), radius=(7.0, 26.0), turn=180.0, clutter=6, tint=0.2,
-                        noise=(0.0, 0.08), contrast=0.2, blur=0.3, light=(0.6, 1.3))),
+        Draw("web", 5, _PLAIN + WEB_THINGS, _WIDE),
+        Draw("oracle", 6, THINGS + STUFF, replace(_WIDE, things=THINGS)),
+        Draw("judge", 7, WEB_THINGS + STUFF, _WIDE),
     )
 }  # fmt: skip
 

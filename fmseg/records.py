@@ -55,8 +55,6 @@ def new_record(
         claims: {claim id: rule hash} of the claims this run will be evidence for, as they stand now.
         threads: threads the run used.
     """
-    import torch
-
     return {
         "key": run_key(config),
         "config": config,
@@ -65,10 +63,22 @@ def new_record(
         "result": result,
         "curve": curve,
         "seconds": round(seconds, 1),
-        "machine": {"cpu": _processor(), "system": platform.system(), "threads": threads},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": machine(threads),
+        "versions": versions(),
         "finished": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def machine(threads: int = 1) -> dict[str, Any]:
+    """What a run ran on: processor, system, threads."""
+    return {"cpu": _processor(), "system": platform.system(), "threads": threads}
+
+
+def versions() -> dict[str, str]:
+    """The versions that numbers depend on most."""
+    import torch
+
+    return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def _processor() -> str:

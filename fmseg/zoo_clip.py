@@ -1,0 +1,103 @@
+"""Trains the zoo's CLIP: pictures and their sentences, nothing else (Radford et al. 2021).
+
+First the trunk alone learns to name the words of the sentences, then both towers learn contrastively. The second part
+alone had not left chance after 50,000 pictures: most of its signal is the ground, which is easy.
+"""
+
+import random
+
+import torch
+from torch import Tensor, nn
+
+from fmseg.clip import preprocess
+from fmseg.vocabulary import open_clip_tokenizer
+from fmseg.zoo_configs import CLIP
+from fmseg.zoo_data import WORDS, named_words, naming_loss
+from fmseg.zoo_loop import batch_indices, fit
+from fmseg.zoo_run import Run
+
+
+def shortened(caption: str, rng: random.Random) -> str:
+    """The caption, or in half of the cases a part of it: some of its things, or its ground alone.
+
+    As in captions of the web, not everything is said; a text encoder that has read parts understands short prompts.
+    """
+    if rng.random() < 0.5:
+        return caption
+    things, _, ground = caption.removeprefix("a photo of ").rpartition(" on ")
+    if not things:
+        return caption
+    if rng.random() < 0.1:
+        return f"a photo of {ground}"
+    listed = things.split(" and ")
+    kept = [t for t in listed if rng.random() < 0.6] or [rng.choice(listed)]
+    rest = f" on {ground}" if rng.random() < 0.5 else ""
+    return f"a photo of {' and '.join(kept)}{rest}"
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, group: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy; pairs with the same sentence share the target.
+
+    Args:
+        images, texts: (N, D) unit rows.
+        scale: () factor of the cosines.
+        group: (N,) int64, equal where the sentences are.
+    """
+    logits = scale * images @ texts.T
+    same = (group[:, None] == group[None, :]).float()
+    target = same / same.sum(1, keepdim=True)
+    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
+
+
+class _Naming(nn.Module):
+    """The trunk under one linear layer on mean and maximum of its grid: which words does the sentence hold?"""
+
+    def __init__(self, trunk: nn.Module):
+        super().__init__()
+        self.trunk, width = trunk, 2 * trunk.num_features
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, sum(map(len, WORDS.values())))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.trunk.forward_features(images)
+        return self.head(self.norm(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)))
+
+
+def _mirrored(images: Tensor) -> Tensor:
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
+
+
+def train(run: Run) -> None:
+    """Train and save in open_clip's layout of a local folder."""
+    from open_clip.model import CLIP as Model
+
+    import fmseg.convnet  # noqa: F401  registers the trunk
+
+    web, recipe, first, tokenize = run.web(), run.recipe(), run.recipe("clip-names"), open_clip_tokenizer()
+    named = {kind: torch.from_numpy(there) for kind, there in named_words(web.captions).items()}
+    torch.manual_seed(recipe.seed)
+    model = Model(**CLIP)
+    naming = _Naming(model.visual.trunk)
+
+    def naming_step(step):
+        chosen = batch_indices(len(web), first, step)
+        scores = naming(_mirrored(preprocess(web.images[chosen])))
+        return naming_loss(scores, {kind: there[chosen] for kind, there in named.items()})
+
+    def contrastive_step(step):
+        chosen = batch_indices(len(web), recipe, step)
+        rng = random.Random(recipe.seed * 1_000_003 + step)
+        texts = [shortened(web.captions[k], rng) for k in chosen]
+        group = torch.tensor([texts.index(text) for text in texts])
+        seen = model.encode_image(_mirrored(preprocess(web.images[chosen])), normalize=True)
+        read = model.encode_text(tokenize(texts), normalize=True)
+        value = contrastive_loss(seen, read, model.logit_scale.exp().clamp(max=100), group)
+        with torch.no_grad():
+            found = group[(seen @ read.T).argmax(1)] == group
+        return value, {"in-batch accuracy": found.float().mean().item()}
+
+    names = fit(naming, first, naming_step, count=len(web), **run.loop("names"))
+    facts = fit(model, recipe, contrastive_step, count=len(web), **run.loop())
+    facts["seconds"] += names["seconds"]
+    facts["first"] = {key: names[key] for key in ("steps", "exposures", "seconds", "loss")}
+    config = {"model_cfg": CLIP, "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "squash"}}
+    run.finish(facts, {"open_clip_model.safetensors": model.state_dict(), "open_clip_config.json": config})

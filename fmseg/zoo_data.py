@@ -1,0 +1,127 @@
+"""What foundation models are trained on: many pictures of the `web` draw, drawn once into a folder and read from there.
+
+Labels are words that captions name, with the captions' errors; masks are never kept.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+from torch import Tensor, nn
+
+from fmseg.datasets import draw_set
+from fmseg.words import PATTERNS, SHAPES, STUFF, WEB_PATTERNS, WEB_SHAPES, WEB_THINGS
+
+WORDS = {  # what a caption can name, by kind
+    "pattern": PATTERNS + WEB_PATTERNS, "shape": SHAPES + WEB_SHAPES, "ground": STUFF, "thing": WEB_THINGS,
+}  # fmt: skip
+_CHUNK = 2000
+
+
+@dataclass(frozen=True)
+class WebImages:
+    """N pictures with sentences. ``images`` (N, 64, 64, 3) uint8; ``captions``: N texts."""
+
+    images: ndarray
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def named_words(captions: Sequence[str]) -> dict[str, ndarray]:
+    """Which words captions hold, right or wrong: {"pattern": (N, 6), "shape": (N, 16), "ground": (N, 8), "thing":
+    (N, 96)} bool; a thing is a pattern followed by a shape."""
+    labels = {kind: np.zeros((len(captions), len(words)), dtype=bool) for kind, words in WORDS.items()}
+    at = {kind: {word: k for k, word in enumerate(words)} for kind, words in WORDS.items()}
+    for row, caption in enumerate(captions):
+        tokens = caption.split()
+        for word in [*tokens, *(f"{a} {b}" for a, b in zip(tokens, tokens[1:], strict=False))]:
+            for kind, known in at.items():
+                if word in known:
+                    labels[kind][row, known[word]] = True
+    return labels
+
+
+def naming_loss(scores: Tensor, named: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Cross-entropy with the target spread evenly over the words of a kind that a caption holds (Mahajan et al. 2018),
+    summed over the four kinds; rows without a word of a kind do not count for it.
+
+    Args:
+        scores: (B, 126), the words of all kinds side by side.
+        named: {kind: (B, words) bool}, as :func:`named_words`.
+
+    Returns:
+        () loss, and the share of rows whose best word of each kind is in the caption.
+    """
+    total, right = scores.new_zeros(()), {}
+    for part, (kind, there) in zip(scores.split([n.shape[1] for n in named.values()], 1), named.items(), strict=True):
+        rows = there.any(1)
+        target = there[rows].float() / there[rows].sum(1, keepdim=True)
+        if rows.any():
+            total = total + nn.functional.cross_entropy(part[rows], target)
+            best = part[rows].detach().argmax(1, keepdim=True)
+            right[kind] = there[rows].gather(1, best).float().mean().item()
+    return total, right
+
+
+def _draw_chunk(folder: str, draw: str, split: str, start: int) -> None:
+    drawn, names = draw_set(draw, split, _CHUNK, start=start), {}
+    for kind in ("labels", "images"):  # the images last: their presence says that a part is whole
+        names[kind] = Path(folder) / f"{kind}-{start}.npy"
+        (Path(folder) / f"captions-{start}.json").write_text(json.dumps(drawn.captions))
+        partial = names[kind].with_suffix(".part.npy")
+        np.save(partial, getattr(drawn, kind))
+        os.replace(partial, names[kind])
+
+
+def _parts(folder: Path, draw: str, split: str, count: int, workers: int) -> list[int]:
+    """Draw what the folder lacks; the first index of every part."""
+    if count < 1:
+        raise ValueError(f"`count` must be >= 1; got {count}")
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = list(range(0, count, _CHUNK))
+    missing = [s for s in starts if not (folder / f"images-{s}.npy").exists()]
+    if missing:
+        with ProcessPoolExecutor(workers) as pool:
+            for job in [pool.submit(_draw_chunk, str(folder), draw, split, s) for s in missing]:
+                job.result()
+    return starts
+
+
+def _joined(folder: Path, kind: str, starts: list[int], count: int) -> ndarray:
+    first = np.load(folder / f"{kind}-0.npy", mmap_mode="r")
+    whole = np.empty((count, *first.shape[1:]), dtype=first.dtype)
+    for start in starts:
+        part = np.load(folder / f"{kind}-{start}.npy", mmap_mode="r")[: count - start]
+        whole[start : start + len(part)] = part
+    return whole
+
+
+def web_images(folder: Path, count: int, workers: int = 1) -> WebImages:
+    """The first ``count`` training pictures of `web`; drawn where the folder lacks them (3 ms each).
+
+    Args:
+        folder: cache; parts of it that are there are kept, so that drawing can be interrupted.
+        count: how many, >= 1.
+        workers: processes that draw.
+
+    Raises:
+        ValueError: ``count`` < 1.
+    """
+    folder = Path(folder) / "web"
+    starts = _parts(folder, "web", "train", count, workers)
+    captions = [c for s in starts for c in json.loads((folder / f"captions-{s}.json").read_text())]
+    return WebImages(_joined(folder, "images", starts, count), tuple(captions[:count]))
+
+
+def labelled_images(folder: Path, draw: str, count: int, workers: int = 1) -> tuple[ndarray, ndarray]:
+    """(N, 64, 64, 3) pictures and (N, 64, 64) class ids: split `large` of a draw, cached as :func:`web_images`."""
+    folder = Path(folder) / draw
+    starts = _parts(folder, draw, "large", count, workers)
+    return _joined(folder, "images", starts, count), _joined(folder, "labels", starts, count)

@@ -1,0 +1,101 @@
+"""Trains the zoo's text-to-image model in the latents of its autoencoder: U-Net and text encoder together."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fmseg.vocabulary import CONTEXT_LENGTH, clip_tokenizer
+from fmseg.zoo_configs import SCHEDULER, TEXT_ENCODER, UNET
+from fmseg.zoo_loop import batch_indices, fit
+from fmseg.zoo_run import Run
+from fmseg.zoo_vae import pixels
+
+NO_TEXT = 0.1  # of the pictures come without their sentence, for classifier-free guidance
+SNR_CAP = 5.0
+
+
+def reworded(caption: str, rng: random.Random) -> str:
+    """The sentence as people may put it: another word for photo, the ground left out, or names alone."""
+    if rng.random() < NO_TEXT:
+        return ""
+    things, _, ground = caption.removeprefix("a photo of ").rpartition(" on ")
+    if not things:
+        things, ground = "", ground or caption.removeprefix("a photo of ")
+    ground = ground if rng.random() < 0.7 or not things else ""
+    if rng.random() < 0.2:
+        words = f"{things} {ground}".split()
+        return " ".join(w for w in words if w not in ("a", "an", "and"))
+    what = rng.choice(("photo", "photo", "photograph", "picture"))
+    return f"a {what} of {things} on {ground}" if things and ground else f"a {what} of {things or ground}"
+
+
+def signal_to_noise(alphas: Tensor, timesteps: Tensor) -> Tensor:
+    """(B,) ratio of signal to noise variance at the timesteps, from the cumulative products of alpha."""
+    kept = alphas[timesteps]
+    return kept / (1 - kept)
+
+
+def noise_loss(found: Tensor, noise: Tensor, snr: Tensor) -> Tensor:
+    """Squared error of the predicted noise, each timestep weighted by min(SNR, 5) / SNR (Hang et al. 2023)."""
+    weight = snr.clamp(max=SNR_CAP) / snr
+    return (weight * (found - noise).square().mean((1, 2, 3))).mean()
+
+
+def spread_timesteps(count: int, of: int) -> Tensor:
+    """(count,) int64: one random timestep from each of ``count`` equal parts of [0, of), in random order."""
+    at = (torch.arange(count) + torch.rand(count)) / count * of
+    return at.long().clamp(max=of - 1)[torch.randperm(count)]
+
+
+def latents_of(folder: Path, vae: nn.Module, images: np.ndarray, chunk: int = 2000) -> np.ndarray:
+    """(N, 4, 16, 16) float16 scaled latents of pictures (posterior means), kept in a folder part by part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for start in range(0, len(images), chunk):
+        path = folder / f"{start}-{min(chunk, len(images) - start)}.npy"
+        if not path.exists():
+            with torch.no_grad():
+                means = [
+                    vae.encode(pixels(images[k : min(k + 50, start + chunk)])).latent_dist.mean
+                    for k in range(start, min(start + chunk, len(images)), 50)
+                ]
+            np.save(path, (torch.cat(means) * vae.config.scaling_factor).numpy().astype(np.float16))
+        parts.append(np.load(path))
+    return np.concatenate(parts)
+
+
+def train(run: Run) -> None:
+    """Train on the latents of the `web` pictures and save a StableDiffusionPipeline's folder."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    web, recipe, tokenizer = run.web(), run.recipe(), clip_tokenizer()
+    vae = AutoencoderKL.from_pretrained(run.folder("vae") / "vae", torch_dtype=torch.float32).eval()
+    latents = latents_of(run.folder("vae") / "latents", vae, web.images)
+    torch.manual_seed(recipe.seed)
+    unet = UNet2DConditionModel.from_config(UNET)
+    text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER))
+    model = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    scheduler = DDIMScheduler(**SCHEDULER)
+
+    def loss(step):
+        chosen = batch_indices(len(web), recipe, step)
+        rng = random.Random(recipe.seed * 1_000_003 + step)
+        texts = [reworded(web.captions[k], rng) for k in chosen]
+        ids = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt").input_ids
+        clean = torch.from_numpy(latents[chosen]).float()
+        noise, at = torch.randn_like(clean), spread_timesteps(len(clean), scheduler.config.num_train_timesteps)
+        noisy = scheduler.add_noise(clean, noise, at)
+        found = unet(noisy, at, text_encoder(ids).last_hidden_state).sample
+        return noise_loss(found, noise, signal_to_noise(scheduler.alphas_cumprod, at))
+
+    facts = fit(model, recipe, loss, count=len(web), **run.loop())
+    pipe = StableDiffusionPipeline(
+        vae=vae, unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.to(torch.float16).save_pretrained(run.folder(), safe_serialization=True)
+    run.finish(facts, {})

@@ -1,0 +1,31 @@
+"""Trains the zoo's oracle and its judge: segmenters on many pictures with all masks."""
+
+import torch
+
+from fmseg.oracle import to_tensor
+from fmseg.segmenters import build
+from fmseg.zoo_data import labelled_images
+from fmseg.zoo_loop import batch_indices, fit
+from fmseg.zoo_run import Run
+
+
+def train(run: Run) -> None:
+    """Train on the split `large` of the draw of the same name and save the whole segmenter."""
+    from fmseg.datasets import get_draw
+
+    options, recipe = run.params[run.name], run.recipe()
+    images, labels = labelled_images(run.data, run.name, options["images"])
+    model = build(
+        options["method"], options["size"], num_classes=get_draw(run.name).num_classes, seed=recipe.seed,
+        backbone=options["backbone"],
+    )  # fmt: skip
+
+    def loss(step):
+        chosen = batch_indices(len(images), recipe, step)
+        x, y = to_tensor(images[chosen]), torch.from_numpy(labels[chosen]).long()
+        flip = torch.rand(len(x)) < 0.5
+        x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+        return model.loss(x, torch.where(flip[:, None, None], y.flip(-1), y))
+
+    facts = fit(model, recipe, loss, count=len(images), **run.loop())
+    run.finish(facts, {"model.safetensors": model.state_dict()})
