@@ -1,7 +1,7 @@
 """The mini CLIP's image trunk, registered with timm so that open_clip builds it by name from a model config.
 
 A residual network (timm's ``ByobNet``) in MaskCLIP's ResNet role: stride 8 in training, so a 64-pixel picture gives an
-8x8 grid; :func:`fmseg.dense_clip.dilated` trades the last stride for dilation at test time, as MaskCLIP does.
+8x8 grid; :func:`fmseg.dense_clip.dilated` trades the last stride for dilation at test time.
 """
 
 from timm.models import register_model
@@ -22,8 +22,8 @@ _LAYOUT = ByoModelCfg(
 def fmseg_convnet(pretrained: bool = False, **options) -> ByobNet:
     """The trunk; ``pretrained`` weights do not exist, the zoo's are loaded with the whole CLIP."""
     if pretrained:
-        raise ValueError("`fmseg_convnet` has no weights of its own; load the zoo's CLIP, fmseg.clip.load_clip()")
+        raise ValueError("`fmseg_convnet` has no weights of its own; load the zoo's CLIP, fmseg.clip.load_clip(fmseg.zoo.folder(\"clip\"))")
     known = {key: value for key, value in options.items() if not key.startswith(("pretrained", "cache_dir"))}
-    model = ByobNet(_LAYOUT, **known)
+    model = ByobNet(_LAYOUT, zero_init_last=False, **known)  # with it, nothing was learned from 50,000 pictures
     model.default_cfg = {"architecture": "fmseg_convnet", "input_size": (3, 64, 64), "pool_size": (8, 8)}
     return model

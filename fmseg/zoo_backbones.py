@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from fmseg.segmenters import build
-from fmseg.zoo_data import WORDS, named_words, naming_loss
-from fmseg.zoo_loop import batch_indices, fit
+from fmseg.zoo_data import WORDS, both, mixed_indices, named_words, naming_loss
+from fmseg.zoo_loop import fit
 from fmseg.zoo_run import Run
 
 
@@ -33,13 +33,14 @@ class Tagger(nn.Module):
 
 def train(run: Run) -> None:
     """Train and save the backbone alone, under the segmenter's names."""
-    web, recipe = run.web(), run.recipe()
+    scenes, icons, recipe = run.web(), run.icons(), run.recipe()
+    web = both(scenes, icons)
     named = {kind: torch.from_numpy(there) for kind, there in named_words(web.captions).items()}
     torch.manual_seed(recipe.seed)
     model = Tagger(run.name.removeprefix("backbone-"), recipe.seed)
 
     def loss(step):
-        chosen = batch_indices(len(web), recipe, step)
+        chosen = mixed_indices(len(scenes), len(icons), recipe, step)
         images = torch.from_numpy(web.images[chosen]).permute(0, 3, 1, 2).float()
         images = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
         return naming_loss(model(images), {kind: there[chosen] for kind, there in named.items()})

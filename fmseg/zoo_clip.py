@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fmseg.clip import preprocess
 from fmseg.vocabulary import open_clip_tokenizer
 from fmseg.zoo_configs import CLIP
-from fmseg.zoo_data import WORDS, named_words, naming_loss
-from fmseg.zoo_loop import batch_indices, fit
+from fmseg.zoo_data import WORDS, both, mixed_indices, named_words, naming_loss
+from fmseg.zoo_loop import fit
 from fmseg.zoo_run import Run
 
 
@@ -33,6 +33,16 @@ def shortened(caption: str, rng: random.Random) -> str:
     kept = [t for t in listed if rng.random() < 0.6] or [rng.choice(listed)]
     rest = f" on {ground}" if rng.random() < 0.5 else ""
     return f"a photo of {' and '.join(kept)}{rest}"
+
+
+FORMS = ("a photograph of {}", "a picture of {}", "an image of {}", "a drawing of {}", "there is {} in the scene")
+
+
+def in_other_words(caption: str, rng: random.Random) -> str:
+    """The caption, or in four of ten cases another sentence with the same content."""
+    if rng.random() < 0.6:
+        return caption
+    return rng.choice(FORMS).format(caption.removeprefix("a photo of "))
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, group: Tensor) -> Tensor:
@@ -72,22 +82,25 @@ def train(run: Run) -> None:
 
     import fmseg.convnet  # noqa: F401  registers the trunk
 
-    web, recipe, first, tokenize = run.web(), run.recipe(), run.recipe("clip-names"), open_clip_tokenizer()
+    scenes, icons = run.web(), run.icons()
+    web, counts = both(scenes, icons), (len(scenes), len(icons))
+    recipe, first, tokenize = run.recipe(), run.recipe("clip-names"), open_clip_tokenizer()
     named = {kind: torch.from_numpy(there) for kind, there in named_words(web.captions).items()}
     torch.manual_seed(recipe.seed)
     model = Model(**CLIP)
     naming = _Naming(model.visual.trunk)
 
     def naming_step(step):
-        chosen = batch_indices(len(web), first, step)
+        chosen = mixed_indices(*counts, first, step)
         scores = naming(_mirrored(preprocess(web.images[chosen])))
         return naming_loss(scores, {kind: there[chosen] for kind, there in named.items()})
 
     def contrastive_step(step):
-        chosen = batch_indices(len(web), recipe, step)
+        chosen = mixed_indices(*counts, recipe, step)
         rng = random.Random(recipe.seed * 1_000_003 + step)
         texts = [shortened(web.captions[k], rng) for k in chosen]
         group = torch.tensor([texts.index(text) for text in texts])
+        texts = [in_other_words(text, rng) for text in texts]
         seen = model.encode_image(_mirrored(preprocess(web.images[chosen])), normalize=True)
         read = model.encode_text(tokenize(texts), normalize=True)
         value = contrastive_loss(seen, read, model.logit_scale.exp().clamp(max=100), group)

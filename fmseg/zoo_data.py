@@ -1,13 +1,13 @@
-"""What foundation models are trained on: many pictures of the `web` draw, drawn once into a folder and read from there.
+"""What foundation models are trained on: many pictures of the draws `web` and `icon`, drawn once and cached.
 
-Labels are words that captions name, with the captions' errors; masks are never kept.
+Labels are words that captions name, with the captions' errors; masks are never looked at.
 """
 
 import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fmseg.datasets import draw_set
 from fmseg.words import PATTERNS, SHAPES, STUFF, WEB_PATTERNS, WEB_SHAPES, WEB_THINGS
+from fmseg.zoo_loop import Recipe, batch_indices
 
 WORDS = {  # what a caption can name, by kind
     "pattern": PATTERNS + WEB_PATTERNS, "shape": SHAPES + WEB_SHAPES, "ground": STUFF, "thing": WEB_THINGS,
@@ -32,6 +33,23 @@ class WebImages:
 
     def __len__(self) -> int:
         return len(self.captions)
+
+    def first(self, count: int) -> "WebImages":
+        """The first ``count`` of them."""
+        return WebImages(self.images[:count], self.captions[:count])
+
+
+def both(scenes: WebImages, icons: WebImages) -> WebImages:
+    """Scenes, then icons, as one set."""
+    return WebImages(np.concatenate([scenes.images, icons.images]), scenes.captions + icons.captions)
+
+
+def mixed_indices(scenes: int, icons: int, recipe: Recipe, step: int) -> ndarray:
+    """Which pictures of :func:`both` make a batch: icons mostly at first (three of four), scenes mostly at the end."""
+    share = 0.75 - 0.5 * step / recipe.steps
+    few = round(share * recipe.batch_size)
+    part = [replace(recipe, batch_size=n) for n in (recipe.batch_size - few, few)]
+    return np.concatenate([batch_indices(scenes, part[0], step), scenes + batch_indices(icons, part[1], step)])
 
 
 def named_words(captions: Sequence[str]) -> dict[str, ndarray]:
@@ -103,8 +121,8 @@ def _joined(folder: Path, kind: str, starts: list[int], count: int) -> ndarray:
     return whole
 
 
-def web_images(folder: Path, count: int, workers: int = 1) -> WebImages:
-    """The first ``count`` training pictures of `web`; drawn where the folder lacks them (3 ms each).
+def web_images(folder: Path, count: int, draw: str = "web", workers: int = 1) -> WebImages:
+    """The first ``count`` training pictures of `web` or `icon`; drawn where the folder lacks them (3 ms each).
 
     Args:
         folder: cache; parts of it that are there are kept, so that drawing can be interrupted.
@@ -114,8 +132,8 @@ def web_images(folder: Path, count: int, workers: int = 1) -> WebImages:
     Raises:
         ValueError: ``count`` < 1.
     """
-    folder = Path(folder) / "web"
-    starts = _parts(folder, "web", "train", count, workers)
+    folder = Path(folder) / draw
+    starts = _parts(folder, draw, "train", count, workers)
     captions = [c for s in starts for c in json.loads((folder / f"captions-{s}.json").read_text())]
     return WebImages(_joined(folder, "images", starts, count), tuple(captions[:count]))
 

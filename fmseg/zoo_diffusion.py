@@ -1,5 +1,7 @@
 """Trains the zoo's text-to-image model in the latents of its autoencoder: U-Net and text encoder together."""
 
+import hashlib
+import os
 import random
 from pathlib import Path
 
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 
 from fmseg.vocabulary import CONTEXT_LENGTH, clip_tokenizer
 from fmseg.zoo_configs import SCHEDULER, TEXT_ENCODER, UNET
-from fmseg.zoo_loop import batch_indices, fit
+from fmseg.zoo_data import both, mixed_indices
+from fmseg.zoo_loop import fit
 from fmseg.zoo_run import Run
 from fmseg.zoo_vae import pixels
 
@@ -55,24 +58,29 @@ def latents_of(folder: Path, vae: nn.Module, images: np.ndarray, chunk: int = 20
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(images), chunk):
-        path = folder / f"{start}-{min(chunk, len(images) - start)}.npy"
+        pictures = hashlib.sha256(images[start : start + chunk].tobytes()).hexdigest()[:16]
+        path = folder / f"{pictures}.npy"  # by content: another mix of pictures must not meet these latents
         if not path.exists():
             with torch.no_grad():
                 means = [
                     vae.encode(pixels(images[k : min(k + 50, start + chunk)])).latent_dist.mean
                     for k in range(start, min(start + chunk, len(images)), 50)
                 ]
-            np.save(path, (torch.cat(means) * vae.config.scaling_factor).numpy().astype(np.float16))
+            partial = path.with_suffix(".part.npy")
+            np.save(partial, (torch.cat(means) * vae.config.scaling_factor).numpy().astype(np.float16))
+            os.replace(partial, path)
         parts.append(np.load(path))
     return np.concatenate(parts)
 
 
 def train(run: Run) -> None:
-    """Train on the latents of the `web` pictures and save a StableDiffusionPipeline's folder."""
+    """Train on the latents of the pictures and save a StableDiffusionPipeline's folder."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    web, recipe, tokenizer = run.web(), run.recipe(), clip_tokenizer()
+    options, recipe, tokenizer = run.params[run.name], run.recipe(), clip_tokenizer()
+    scenes, icons = run.web().first(options["scenes"]), run.icons().first(options["icons"])
+    web = both(scenes, icons)
     vae = AutoencoderKL.from_pretrained(run.folder("vae") / "vae", torch_dtype=torch.float32).eval()
     latents = latents_of(run.folder("vae") / "latents", vae, web.images)
     torch.manual_seed(recipe.seed)
@@ -82,7 +90,7 @@ def train(run: Run) -> None:
     scheduler = DDIMScheduler(**SCHEDULER)
 
     def loss(step):
-        chosen = batch_indices(len(web), recipe, step)
+        chosen = mixed_indices(len(scenes), len(icons), recipe, step)
         rng = random.Random(recipe.seed * 1_000_003 + step)
         texts = [reworded(web.captions[k], rng) for k in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt").input_ids

@@ -56,8 +56,12 @@ class Run:
         return self.root / "zoo" / "build" / "data"
 
     def web(self) -> WebImages:
-        """The training pictures of `web`."""
+        """The training pictures of `web`: scenes."""
         return web_images(self.data, self.params["web"])
+
+    def icons(self) -> WebImages:
+        """The training pictures of `icon`: one large thing each."""
+        return web_images(self.data, self.params["icon"], "icon")
 
     def folder(self, name: str | None = None) -> Path:
         """What a training leaves behind, this one or an earlier one it builds on."""
