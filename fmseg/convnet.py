@@ -5,7 +5,7 @@ A residual network (timm's ``ByobNet``) in MaskCLIP's ResNet role: stride 8 in t
 """
 
 from timm.models import register_model
-from timm.models.byobnet import ByobNet, ByoBlockCfg, ByoModelCfg
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
 _LAYOUT = ByoModelCfg(
     blocks=(
@@ -22,7 +22,7 @@ _LAYOUT = ByoModelCfg(
 def fmseg_convnet(pretrained: bool = False, **options) -> ByobNet:
     """The trunk; ``pretrained`` weights do not exist, the zoo's are loaded with the whole CLIP."""
     if pretrained:
-        raise ValueError("`fmseg_convnet` has no weights of its own; load the zoo's CLIP, fmseg.clip.load_clip(fmseg.zoo.folder(\"clip\"))")
+        raise ValueError("`fmseg_convnet` has no weights of its own; fmseg.clip.load_clip loads the zoo's whole CLIP")
     known = {key: value for key, value in options.items() if not key.startswith(("pretrained", "cache_dir"))}
     model = ByobNet(_LAYOUT, zero_init_last=False, **known)  # with it, nothing was learned from 50,000 pictures
     model.default_cfg = {"architecture": "fmseg_convnet", "input_size": (3, 64, 64), "pool_size": (8, 8)}

@@ -104,6 +104,7 @@ def clip_dense(seed: int, draw: str, count: int) -> dict[str, float]:
     rows = [known.index(name) for name in (*names, *STUFF)]
     oracle = torch.from_numpy(probabilities(model, drawn.images)[:, rows])
     out["oracle"] = present_iou(dense_labels(oracle, present, side), drawn.labels, classes)
+    out["best by constant"] = 100 * max(value for key, value in out.items() if key[0].isdigit()) / out["constant"]
     for cells in (8, 16):
         out[f"ceiling {cells}x{cells}"] = 100 * mean_iou(grid_ceiling(drawn.labels, classes, cells)[1:])
     return out

@@ -77,6 +77,19 @@ def paint(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     return palette(classes)[labels]
 
 
+def heat(values: np.ndarray, sharp: float = 0.02) -> np.ndarray:
+    """(..., H, W, 3) uint8 picture of maps (..., H, W), each from its own low to its own high quantile, dark to light.
+
+    Args:
+        values: float. sharp: the share of pixels at either end that is cut off, in [0, 0.5).
+    """
+    from matplotlib import colormaps
+
+    low, high = (np.quantile(values, q, axis=(-2, -1), keepdims=True) for q in (sharp, 1 - sharp))
+    scaled = np.clip((values - low) / np.maximum(high - low, 1e-9), 0, 1)
+    return (colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
+
+
 def grid(
     pictures: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str] = (), scale: float = 1.2
 ):

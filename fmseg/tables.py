@@ -133,6 +133,11 @@ def read(path) -> dict:
     return found
 
 
+def read_table(id: str, settings) -> dict:
+    """A table of the settings' profile, by its id; a notebook that calls this waits for the stage that makes it."""
+    return read(settings.results / "tables" / f"{id}.json")
+
+
 def read_all(folder) -> dict[str, dict]:
     """Every table of a folder, {id: table}; JSON files of another kind (no "columns", no "rows") are passed over."""
     found = {}

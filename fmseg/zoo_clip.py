@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fmseg.clip import preprocess
+from fmseg.contrastive import contrastive_loss
 from fmseg.vocabulary import open_clip_tokenizer
 from fmseg.zoo_configs import CLIP
 from fmseg.zoo_data import WORDS, both, mixed_indices, named_words, naming_loss
@@ -43,20 +44,6 @@ def in_other_words(caption: str, rng: random.Random) -> str:
     if rng.random() < 0.6:
         return caption
     return rng.choice(FORMS).format(caption.removeprefix("a photo of "))
-
-
-def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, group: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy; pairs with the same sentence share the target.
-
-    Args:
-        images, texts: (N, D) unit rows.
-        scale: () factor of the cosines.
-        group: (N,) int64, equal where the sentences are.
-    """
-    logits = scale * images @ texts.T
-    same = (group[:, None] == group[None, :]).float()
-    target = same / same.sum(1, keepdim=True)
-    return (nn.functional.cross_entropy(logits, target) + nn.functional.cross_entropy(logits.T, target)) / 2
 
 
 class _Naming(nn.Module):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
 from fmseg.vocabulary import CONTEXT_LENGTH, clip_tokenizer
 from fmseg.zoo_configs import SCHEDULER, TEXT_ENCODER, UNET
 from fmseg.zoo_data import both, mixed_indices
@@ -17,7 +18,6 @@ from fmseg.zoo_run import Run
 from fmseg.zoo_vae import pixels
 
 NO_TEXT = 0.1  # of the pictures come without their sentence, for classifier-free guidance
-SNR_CAP = 5.0
 
 
 def reworded(caption: str, rng: random.Random) -> str:
@@ -33,24 +33,6 @@ def reworded(caption: str, rng: random.Random) -> str:
         return " ".join(w for w in words if w not in ("a", "an", "and"))
     what = rng.choice(("photo", "photo", "photograph", "picture"))
     return f"a {what} of {things} on {ground}" if things and ground else f"a {what} of {things or ground}"
-
-
-def signal_to_noise(alphas: Tensor, timesteps: Tensor) -> Tensor:
-    """(B,) ratio of signal to noise variance at the timesteps, from the cumulative products of alpha."""
-    kept = alphas[timesteps]
-    return kept / (1 - kept)
-
-
-def noise_loss(found: Tensor, noise: Tensor, snr: Tensor) -> Tensor:
-    """Squared error of the predicted noise, each timestep weighted by min(SNR, 5) / SNR (Hang et al. 2023)."""
-    weight = snr.clamp(max=SNR_CAP) / snr
-    return (weight * (found - noise).square().mean((1, 2, 3))).mean()
-
-
-def spread_timesteps(count: int, of: int) -> Tensor:
-    """(count,) int64: one random timestep from each of ``count`` equal parts of [0, of), in random order."""
-    at = (torch.arange(count) + torch.rand(count)) / count * of
-    return at.long().clamp(max=of - 1)[torch.randperm(count)]
 
 
 def latents_of(folder: Path, vae: nn.Module, images: np.ndarray, chunk: int = 2000) -> np.ndarray:

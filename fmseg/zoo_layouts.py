@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from fmseg.datasets import draw_set
+from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
 from fmseg.rectify import install, keep_masks, layout_prompt
 from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
 from fmseg.zoo_configs import WEAK_UNET
-from fmseg.zoo_diffusion import NO_TEXT, noise_loss, signal_to_noise, spread_timesteps
+from fmseg.zoo_diffusion import NO_TEXT
 from fmseg.zoo_loop import batch_indices, fit
 from fmseg.zoo_run import Run
 
