@@ -14,7 +14,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help setup repro realdata rerun verify recertify smoke test lint lab pipeline readme times clean
+.PHONY: help setup repro realdata rerun verify recertify smoke zoo zoo-smoke test lint lab pipeline readme times clean
 help:
 	@echo "make repro       execute every notebook, regenerate every table and figure"
 	@echo "make test        run the tests"
@@ -23,8 +23,9 @@ help:
 	@echo "make rerun       train the headline tables again and compare; SCOPE=all: everything"
 	@echo "make recertify   after a change that should not move numbers: certify the records for the new code"
 	@echo "make smoke       every stage at smoke size, in a temporary copy"
+	@echo "make zoo         train the zoo's models again: hours, resumable; zoo-smoke: minutes, in a temporary copy"
 	@echo "make realdata    notebooks on photographs that lie on this machine (FMSEG_CAMVID)"
-	@echo "make pipeline    write dvc.yaml from the notebooks;  make readme: fill README's tables;  make times: and its times"
+	@echo "make pipeline    write the dvc.yaml files;  make readme: fill README's tables;  make times: and its times"
 
 setup: $(STAMP)
 
@@ -45,6 +46,12 @@ repro: setup
 
 smoke: setup
 	@$(RUN) -m fmseg.repro --smoke
+
+zoo: setup
+	@$(RUN) -m fmseg.zoo_repro
+
+zoo-smoke: setup
+	@$(RUN) -m fmseg.zoo_repro --smoke
 
 realdata: setup
 	@$(RUN) -m fmseg.repro --realdata
@@ -69,6 +76,7 @@ lab: setup
 
 pipeline: setup
 	@$(RUN) -m fmseg.pipeline
+	@$(RUN) -m fmseg.zoo_pipeline
 
 readme: setup
 	@$(RUN) -m fmseg.readme

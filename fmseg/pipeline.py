@@ -2,8 +2,9 @@
 
 `python -m fmseg.pipeline` writes the file, and realdata/dvc.yaml with the stages that need photographs, which `make
 repro` leaves alone; a test fails where files and this disagree. A stage depends on its notebook, on every package
-module that the notebook or a run of its tables reaches by imports, on the profile's parameters, and on the tables of
-other stages that it cites or reads. All outs persist: an interrupted stage leaves what was there before.
+module that the notebook or a run of its tables reaches by imports, on the shipped zoo where one of these reads it, on
+the profile's parameters, and on the tables of other stages that it cites or reads. All outs persist: an interrupted
+stage leaves what was there before.
 """
 
 import ast
@@ -27,7 +28,7 @@ _HEAD = """\
 """
 _CITED = re.compile(r"\{\{\s*cite\s+([a-z][a-z0-9-]*)/")
 RESULTS = "results/${profile}"
-
+ZOO = "zoo/weights"  # files in git, the outs of no stage: `dvc repro` does not go on to the trainings of zoo/dvc.yaml
 
 _REAL_HEAD = """\
 # Written by `python -m fmseg.pipeline`; do not edit. Stages that need photographs (see fmseg/on_disk.py for where they
@@ -79,6 +80,8 @@ def _stage(name: str, root: Path) -> dict:
     modules = provenance.closure(start, root)
     deps = [".dvc/stage", f"notebooks/{name}.ipynb"]
     deps += [str(files[module].relative_to(root)) for module in modules]
+    if "fmseg.zoo" in modules and (root / ZOO).is_dir():
+        deps.append(ZOO)
     if "fmseg.claims" in provenance.notebook_modules(notebook, root):
         deps.append("claims.yaml")
     deps += [f"{RESULTS}/tables/{id}.json" for id in _tables_read(cells, name)]

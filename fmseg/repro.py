@@ -23,8 +23,8 @@ from fmseg.records import LockedError, lock
 from fmseg.settings import load, project_root
 
 
-def _dvc(root: Path, *words: str) -> int:
-    """Run DVC with this interpreter; stages use it too. Returns its exit status."""
+def run_dvc(root: Path, *words: str) -> int:
+    """Run DVC in a checkout with this interpreter, which its stages use, too. Returns its exit status."""
     bin_folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([bin_folder, os.environ.get("PATH", "")])
     env = {**os.environ, "FMSEG_PYTHON": sys.executable, "PATH": path, "DVC_NO_ANALYTICS": "1"}
@@ -40,7 +40,7 @@ def repro(root: Path, words: list[str]) -> int:
     settings = load(root=root)
     with lock(root / "build" / "repro.lock", "the pipeline of this checkout"):
         started = time.time()
-        status = _dvc(root, "repro", *words)
+        status = run_dvc(root, "repro", *words)
         if status:
             print(
                 "\nfmseg: a stage failed, see above. What had finished is kept; start again to go on.", file=sys.stderr

@@ -16,6 +16,7 @@ from fmseg.segmenter_configs import CONFIGS
 
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet, RGB, 0..255, as in mmsegmentation's configs
 STD = (58.395, 57.12, 57.375)
+SCRATCH = "scratch"
 
 
 class Segmenter(nn.Module):
@@ -149,9 +150,10 @@ class MaskSegmenter(Segmenter):
 
 
 def build(
-    name: str, size: str = "mini", *, num_classes: int, image_size: int = 64, seed: int = 0, ignore_index: int = 255
-) -> Segmenter:
-    """A segmenter with fresh weights.
+    name: str, size: str = "mini", *, num_classes: int, image_size: int = 64, seed: int = 0, ignore_index: int = 255,
+    backbone: str = SCRATCH,
+) -> Segmenter:  # fmt: skip
+    """A segmenter with fresh weights, or a fresh head on a pre-trained backbone.
 
     Args:
         name: "segformer", "segmenter", "mask2former" or "deeplabv3".
@@ -162,19 +164,42 @@ def build(
             resized for other sizes. The others take any multiple of their divisor.
         seed: of the initial weights; torch's global random state is left alone.
         ignore_index: label of pixels that do not count.
+        backbone: "scratch", or "zoo:<hash>" for the zoo's, see :func:`zoo_backbone`.
 
     Returns:
         A :class:`Segmenter` (:class:`MaskSegmenter` for Mask2Former) in training mode, float32, on the CPU.
 
     Raises:
-        ValueError: unknown name or size, fewer than two classes, an image size that does not fit.
+        ValueError: unknown name or size, fewer than two classes, an image size that does not fit, a backbone that the
+            zoo no longer has.
     """
     if name not in CONFIGS:
         raise ValueError(f"`name` must be one of {', '.join(CONFIGS)}; got {name!r}")
     if size not in CONFIGS[name]:
         raise ValueError(f"`size` of {name} must be one of {', '.join(CONFIGS[name])}; got {size!r}")
     options = {"num_classes": num_classes, "image_size": image_size, "seed": seed, "ignore_index": ignore_index}
-    return from_config(name, CONFIGS[name][size], **options)
+    model = from_config(name, CONFIGS[name][size], **options)
+    if backbone != SCRATCH:
+        _take_backbone(model, name, backbone)
+    return model
+
+
+def zoo_backbone(name: str) -> str:
+    """What a run's configuration calls the zoo's backbone of a segmenter: "zoo:" and the hash of its weights."""
+    from fmseg import zoo
+
+    return f"zoo:{zoo.weights_hash(f'backbone-{name}')}"
+
+
+def _take_backbone(model: Segmenter, name: str, backbone: str) -> None:
+    from fmseg import zoo
+
+    if backbone != zoo_backbone(name):
+        raise ValueError(
+            f"`backbone` must be {SCRATCH!r} or {zoo_backbone(name)!r}, the zoo's for {name}; got {backbone!r}. "
+            "Weights that a record means are in the commit that made it"
+        )
+    model.model.backbone.load_state_dict(zoo.load_state(f"backbone-{name}", "backbone.safetensors"))
 
 
 def from_config(

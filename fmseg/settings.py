@@ -63,6 +63,18 @@ def check_names(given: dict[str, Any], known: tuple[str, ...], what: str = "para
             raise ValueError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
 
 
+def check_config(config: dict[str, Any], keys: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:
+    """Refuse a run's configuration that has keys nobody reads or lacks one that is needed.
+
+    Raises:
+        ValueError: names the keys.
+    """
+    check_names(config, keys + optional, "key of a run's configuration")
+    missing = [key for key in keys if key not in config]
+    if missing:
+        raise ValueError(f"a run's configuration lacks {', '.join(missing)}; it needs {', '.join(keys)}")
+
+
 def load(profile: str | None = None, root: Path | None = None) -> Settings:
     """Read params.yaml.
 

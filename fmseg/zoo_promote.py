@@ -15,7 +15,7 @@ LARGEST = 30_000_000  # bytes of all shipped weights together
 ABOUT = {  # what a model is, what it was trained on, what it knows
     "clip": (
         "open_clip `CLIP`: convolutional trunk with attention pooling, text transformer; plays CLIP",
-        "pictures and captions of `web`; the captions omit or add things at a known rate",
+        "pictures and captions of `web` and `icon`; the captions omit or add things at a known rate",
         "all 16 shapes, 6 patterns and 8 grounds by word; never saw a mask",
     ),
     "dino": (
@@ -30,12 +30,12 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
     ),
     "diffusion": (
         "diffusers `StableDiffusionPipeline`: autoencoder, U-Net, CLIP text encoder, DDIM; plays Stable Diffusion",
-        "pictures and captions of `web`",
+        "pictures and captions of `web` and `icon`; the autoencoder: pictures of `web`",
         "all words of `web`; never saw a mask",
     ),
     "backbone-": (
         "backbone of the mini {0} (mmsegmentation's class); plays ImageNet pre-training",
-        "pictures of `web` and the names in their captions",
+        "pictures of `web` and `icon` and the names in their captions",
         "all words of `web`; never saw a mask",
     ),
     "layout-": (
@@ -44,9 +44,9 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
         "masks of the `{0}` classes",
     ),
     "weak-": (
-        "a small mask-to-image GAN; plays OASIS",
-        "mask-image pairs of the `{0}` training split",
-        "masks of the `{0}` classes; nothing of `web`",
+        "a layout-to-image U-Net half as wide, from scratch, trained briefly; plays OASIS",
+        "mask-image pairs of the `{0}` training split; autoencoder and text encoder are those of `diffusion`",
+        "masks of the `{0}` classes; its U-Net saw nothing of `web`",
     ),
     "oracle": (
         "segmenter with scored instances; plays Mask R-CNN as the oracle",

@@ -2,6 +2,7 @@ import hashlib
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_novelty_comes_in_three_groups():
     assert kind_of_novelty("zigzag arch", VOC_THINGS) == "both words new"
 
 
-@pytest.mark.parametrize("name", ["voc", "coco", "ade", "stuff", "web"])
+@pytest.mark.parametrize("name", DRAWS)
 def test_a_sample_is_a_function_of_seed_and_index_alone(name):
     together = draw_set(name, "train", 6, seed=3)
     apart = sample(name, "train", 3, 4)
@@ -79,6 +80,9 @@ PINNED = {
     "ade": "57e8a8f41f67ac3c",
     "stuff": "4de09f825d6e42fe",
     "web": "459fab22657a3b5c",
+    "oracle": "1418864f1e7f1dd8",
+    "judge": "f4528ba5945cc8f2",
+    "icon": "e4b53de31fd8ac4d",
 }
 
 
@@ -95,7 +99,8 @@ def test_things_are_turned_within_the_bounds_of_their_draw():
     for name, draw in DRAWS.items():
         rng = np.random.default_rng(0)
         degrees = [t.degrees for _ in range(200) for t in compose(rng, draw.statistics).things]
-        assert max(map(abs, degrees)) <= draw.statistics.turn == (180 if name == "web" else 20)
+        anyhow = name in ("web", "oracle", "judge")
+        assert max(map(abs, degrees)) <= draw.statistics.turn == (180 if anyhow else 20)
         assert max(degrees) > 0.9 * draw.statistics.turn > -0.81 * draw.statistics.turn > min(degrees)
 
 
@@ -174,8 +179,9 @@ def test_image_level_labels_say_what_can_be_seen():
     assert drawn.labels.max() < drawn.draw.num_classes == 48
 
 
-def test_web_captions_are_wrong_at_the_known_rate_and_others_never():
-    drawn = draw_set("web", "train", 300)
+@pytest.mark.parametrize("draw", ["web", "icon"])
+def test_web_captions_are_wrong_at_the_known_rate_and_others_never(draw):
+    drawn = draw_set(draw, "train", 300)
     omitted = shown = added = 0
     for k in range(300):
         picture = Picture(drawn.images[k], drawn.instances[k], drawn.labels[k], drawn.things[k])
@@ -191,11 +197,36 @@ def test_web_captions_are_wrong_at_the_known_rate_and_others_never():
         assert all(voc.things[k][j - 1] in voc.captions[k] for j in picture.visible())
 
 
-def test_extra_words_live_in_the_web_draw_only():
+def test_extra_words_live_in_what_foundation_models_see_and_in_the_judge():
     extra = set(WEB_THINGS) - set(THINGS)
     for name, draw in DRAWS.items():
-        assert bool(extra & set(draw.statistics.things)) is (name == "web")
+        assert bool(extra & set(draw.statistics.things)) is (name in ("web", "icon", "judge"))
+        assert bool(extra & set(draw.classes)) is (name in ("web", "icon", "judge"))
     assert set(STUFF) <= set(get_draw("ade").classes)
+
+
+def test_oracle_and_judge_look_like_the_web_and_have_all_masks():
+    web, oracle, judge = (get_draw(name) for name in ("web", "oracle", "judge"))
+    assert oracle.classes == get_draw("ade").classes == THINGS + STUFF and oracle.num_classes == 48
+    assert judge.classes == WEB_THINGS + STUFF and judge.num_classes == 104
+    assert judge.statistics == web.statistics == replace(oracle.statistics, things=WEB_THINGS)
+    assert set(oracle.statistics.things) == set(THINGS), "none of the words that the web alone has"
+    for draw in (oracle, judge):
+        drawn = draw_set(draw.name, "large", 40)
+        assert {name for names in drawn.things for name in names} <= set(draw.statistics.things)
+        assert drawn.labels.min() < len(draw.statistics.things) <= drawn.labels.max() < draw.num_classes
+        for k in range(40):  # every pixel has a label: a thing where an instance is, ground elsewhere
+            thing = drawn.labels[k] < len(draw.statistics.things)
+            assert np.array_equal(thing, drawn.instances[k] > 0)
+    assert not np.array_equal(draw_set("judge", "large", 1).images, draw_set("web", "large", 1).images)
+
+
+def test_icons_show_one_large_thing_upright():
+    drawn = draw_set("icon", "train", 40)
+    assert all(len(names) == 1 for names in drawn.things) and get_draw("icon").classes == get_draw("web").classes
+    scenes = draw_set("web", "train", 40)
+    sizes = [(d.instances > 0).sum() / sum(map(len, d.things)) for d in (drawn, scenes)]
+    assert sizes[0] > 1.3 * sizes[1]
 
 
 def test_seed_ranges():
