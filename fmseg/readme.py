@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from fmseg import tables
+from fmseg import tables, zoo
 from fmseg.cite import cite, duration
 from fmseg.notebooks import title
 from fmseg.settings import Settings, load
@@ -26,7 +26,7 @@ def fill(text: str, settings: Settings) -> str:
 
 
 def part(name: str, settings: Settings) -> str:
-    """What stands in the part of that name: 'table.<id>', 'notebooks', 'times' or 'scale'."""
+    """What stands in the part of that name: 'table.<id>', 'notebooks', 'times', 'zoo' or 'scale'."""
     if name.startswith("table."):
         text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
         return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
@@ -34,9 +34,12 @@ def part(name: str, settings: Settings) -> str:
         return _notebooks(settings)
     if name == "times":
         return _times(settings)
+    if name == "zoo":
+        return _zoo()
     if name == "scale":
         return _scale(settings)
-    raise ValueError(f"README: no generated part is called {name!r}; there are table.<id>, notebooks, times, scale")
+    known = "table.<id>, notebooks, times, zoo, scale"
+    raise ValueError(f"README: no generated part is called {name!r}; there are {known}")
 
 
 def _notebooks(settings: Settings) -> str:
@@ -67,6 +70,16 @@ def _times(settings: Settings) -> str:
             "| `make lab` | opens the notebooks | |",
         ]
     )
+
+
+def _zoo() -> str:
+    """What the cards say."""
+    lines = ["| model | what it is | trained on | minutes on one core | MB |", "|---|---|---|---|---|"]
+    for name in zoo.names():
+        card = zoo.card(name)
+        minutes, size = round(card["training"]["seconds"] / 60), card["bytes"] / 1e6
+        lines.append(f"| `{name}` | {card['what']} | {card['data']} | {minutes} | {size:.1f} |")
+    return "\n".join(lines)
 
 
 def _scale(settings: Settings) -> str:

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import yaml
 
-from fmseg import ledger, pipeline, prose, readme, tables
+from fmseg import ledger, pipeline, prose, readme, tables, zoo, zoo_pipeline, zoo_train
 from fmseg.catalogue import EXPERIMENTS, judge_all
 from fmseg.experiment import Experiment, stored
 from fmseg.notebooks import note_time
-from fmseg.provenance import closure, code_hash
+from fmseg.provenance import canonical_hash, closure, code_hash
 from fmseg.records import RecordError, find_record, path_of, reasons_stale
 from fmseg.settings import Settings, load
 
@@ -53,6 +53,7 @@ def verify(settings: Settings, dvc: bool = True) -> Verdict:
         except RecordError as error:
             found.failed.append(str(error))
     _ledger(settings, found)
+    _zoo(settings, found)
     _text(settings, found)
     _environment([r for records in everything.values() for r in records], found)
     if dvc:
@@ -115,11 +116,28 @@ def _ledger(settings: Settings, found: Verdict) -> None:
         )
 
 
+def _zoo(settings: Settings, found: Verdict) -> None:
+    """Shipped weights are those of their cards; that training code went on after they were trained is remarked."""
+    older = []
+    for name in zoo.names():
+        try:
+            zoo.folder(name)
+        except ValueError as error:
+            found.failed.append(str(error))
+        trained_by = canonical_hash(closure(zoo_train.MODULES[name], settings.root))
+        older += [name] if zoo.card(name)["training"]["code"] != trained_by else []
+        found.checked["zoo models"] += 1
+    if older:
+        found.remarks.append(f"zoo models whose training code has changed since: {', '.join(older)}")
+
+
 def _text(settings: Settings, found: Verdict) -> None:
-    for name, wanted in (("dvc.yaml", pipeline.text), ("realdata/dvc.yaml", pipeline.realdata_text)):
+    for name, wanted in (
+        ("dvc.yaml", pipeline.text), ("realdata/dvc.yaml", pipeline.realdata_text), ("zoo/dvc.yaml", zoo_pipeline.text),
+    ):  # fmt: skip
         path = settings.root / name
         if not path.exists() or path.read_text(encoding="utf-8") != wanted(settings.root):
-            found.failed.append(f"{name} is not what the notebooks' imports ask for; run `python -m fmseg.pipeline`")
+            found.failed.append(f"{name} is not what the notebooks' imports ask for; run `make pipeline`")
     text = (settings.root / "README.md").read_text(encoding="utf-8")
     if settings.profile == readme.PROFILE and text != readme.fill(text, settings):
         found.failed.append("README.md does not show the committed tables and times; run `make readme`")
