@@ -1,7 +1,8 @@
 """Trains the zoo's CLIP: pictures and their sentences, nothing else (Radford et al. 2021).
 
-First the trunk alone learns to name the words of the sentences, then both towers learn contrastively. The second part
-alone had not left chance after 50,000 pictures: most of its signal is the ground, which is easy.
+First the trunk alone learns to name the words of the sentences, then both towers learn contrastively while the trunk
+goes on naming. Contrastively alone, nothing had left chance after 50,000 pictures: most of the signal is the ground,
+which is easy.
 """
 
 import random
@@ -36,6 +37,7 @@ def shortened(caption: str, rng: random.Random) -> str:
     return f"a photo of {' and '.join(kept)}{rest}"
 
 
+NAMING = 0.25  # weight of the naming loss beside the contrastive one
 FORMS = ("a photograph of {}", "a picture of {}", "an image of {}", "a drawing of {}", "there is {} in the scene")
 
 
@@ -55,7 +57,9 @@ class _Naming(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, sum(map(len, WORDS.values())))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.trunk.forward_features(images)
+        return self.read(self.trunk.forward_features(images))
+
+    def read(self, x: Tensor) -> Tensor:
         return self.head(self.norm(torch.cat([x.mean((2, 3)), x.amax((2, 3))], dim=1)))
 
 
@@ -88,15 +92,18 @@ def train(run: Run) -> None:
         texts = [shortened(web.captions[k], rng) for k in chosen]
         group = torch.tensor([texts.index(text) for text in texts])
         texts = [in_other_words(text, rng) for text in texts]
-        seen = model.encode_image(_mirrored(preprocess(web.images[chosen])), normalize=True)
+        last = model.visual.trunk.forward_features(_mirrored(preprocess(web.images[chosen])))
+        seen = nn.functional.normalize(model.visual.head(last), dim=-1)
         read = model.encode_text(tokenize(texts), normalize=True)
         value = contrastive_loss(seen, read, model.logit_scale.exp().clamp(max=100), group)
+        names, right = naming_loss(naming.read(last), {kind: there[chosen] for kind, there in named.items()})
         with torch.no_grad():
             found = group[(seen @ read.T).argmax(1)] == group
-        return value, {"in-batch accuracy": found.float().mean().item()}
+        return value + NAMING * names, {"contrastive": value.item(), "in-batch": found.float().mean().item()} | right
 
     names = fit(naming, first, naming_step, count=len(web), **run.loop("names"))
-    facts = fit(model, recipe, contrastive_step, count=len(web), **run.loop())
+    both_parts = nn.ModuleDict({"clip": model, "naming": naming})
+    facts = fit(both_parts, recipe, contrastive_step, count=len(web), **run.loop())
     facts["seconds"] += names["seconds"]
     facts["first"] = {key: names[key] for key in ("steps", "exposures", "seconds", "loss")}
     config = {"model_cfg": CLIP, "preprocess_cfg": {"interpolation": "bicubic", "resize_mode": "squash"}}

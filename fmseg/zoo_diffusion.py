@@ -36,7 +36,7 @@ def reworded(caption: str, rng: random.Random) -> str:
 
 
 def latents_of(folder: Path, vae: nn.Module, images: np.ndarray, chunk: int = 2000) -> np.ndarray:
-    """(N, 4, 16, 16) float16 scaled latents of pictures (posterior means), kept in a folder part by part."""
+    """(N, 4, 16, 16) float32 latents of pictures: posterior means, scaled. Kept in a folder, part by part, unscaled."""
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for start in range(0, len(images), chunk):
@@ -49,10 +49,10 @@ def latents_of(folder: Path, vae: nn.Module, images: np.ndarray, chunk: int = 20
                     for k in range(start, min(start + chunk, len(images)), 50)
                 ]
             partial = path.with_suffix(".part.npy")
-            np.save(partial, (torch.cat(means) * vae.config.scaling_factor).numpy().astype(np.float16))
+            np.save(partial, torch.cat(means).numpy().astype(np.float16))
             os.replace(partial, path)
         parts.append(np.load(path))
-    return np.concatenate(parts)
+    return np.concatenate(parts).astype(np.float32) * vae.config.scaling_factor
 
 
 def train(run: Run) -> None:
@@ -65,6 +65,8 @@ def train(run: Run) -> None:
     web = both(scenes, icons)
     vae = AutoencoderKL.from_pretrained(run.folder("vae") / "vae", torch_dtype=torch.float32).eval()
     latents = latents_of(run.folder("vae") / "latents", vae, web.images)
+    if not 0.5 < latents.std() < 2:
+        raise ValueError(f"latents have deviation {latents.std():.2f}, not about 1: is the VAE's `scaling_factor` right?")
     torch.manual_seed(recipe.seed)
     unet = UNet2DConditionModel.from_config(UNET)
     text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER))
@@ -76,7 +78,7 @@ def train(run: Run) -> None:
         rng = random.Random(recipe.seed * 1_000_003 + step)
         texts = [reworded(web.captions[k], rng) for k in chosen]
         ids = tokenizer(texts, padding="max_length", max_length=CONTEXT_LENGTH, return_tensors="pt").input_ids
-        clean = torch.from_numpy(latents[chosen]).float()
+        clean = torch.from_numpy(latents[chosen])
         noise, at = torch.randn_like(clean), spread_timesteps(len(clean), scheduler.config.num_train_timesteps)
         noisy = scheduler.add_noise(clean, noise, at)
         found = unet(noisy, at, text_encoder(ids).last_hidden_state).sample

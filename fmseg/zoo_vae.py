@@ -48,7 +48,6 @@ def train(run: Run) -> None:
     facts = fit(model, recipe, loss, count=len(web), **run.loop())
     with torch.no_grad():  # U-Nets want latents of about unit variance, as Stable Diffusion's 0.18215 gives them
         latents = torch.cat([model.encode(pixels(web.images[k : k + 50])).latent_dist.mean for k in range(0, 400, 50)])
-    model.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    run.finish(
-        facts, {"vae/diffusion_pytorch_model.safetensors": model.state_dict(), "vae/config.json": dict(model.config)}
-    )
+    config = {key: value for key, value in model.config.items() if key != "_use_default_values"}  # these would be reset
+    config["scaling_factor"] = round(1 / latents.std().item(), 5)
+    run.finish(facts, {"vae/diffusion_pytorch_model.safetensors": model.state_dict(), "vae/config.json": config})

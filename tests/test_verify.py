@@ -94,7 +94,7 @@ def test_typed_numbers_and_another_dvc_yaml_are_found(committed):
     (committed.root / "README.md").write_text("We reach 41.3.\n")
     (committed.root / "dvc.yaml").write_text("stages: {}\n")
     found = failures(committed)
-    assert len(found) == 2 and "run `python -m fmseg.pipeline`" in found[0] and "'41.3' is typed" in found[1]
+    assert len(found) == 2 and "run `make pipeline`" in found[0] and "'41.3' is typed" in found[1]
 
 
 def test_dvc_lock_forgives_comments_alone(tmp_path):

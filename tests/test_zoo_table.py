@@ -1,0 +1,74 @@
+"""Table `zoo`: measurements as runs, their records, and the table that follows from them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fmseg import tables, zoo, zoo_table
+from fmseg.records import run_key
+from fmseg.settings import load
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    monkeypatch.setattr(zoo, "weights_hash", lambda name: f"hash-of-{name}")
+    values = {"seeds": [0, 1, 2], "zoo": {"real": 20, "generated": 5}}
+    return replace(load("mini", ROOT), values=values)
+
+
+def records(settings, change=0.0):
+    made = []
+    for config in zoo_table.run_configs(settings):
+        keys = [key for _, key, _ in zoo_table.MEASURES[config["method"]][2]]
+        values = {key: 40.0 + k + config["seed"] + change for k, key in enumerate(keys)}
+        result = {"values": values, "miou": values[keys[0]], "weights": "x"}
+        made.append({"key": run_key(config), "config": config, "code": {}, "result": result})
+    return made
+
+
+def test_every_measurement_is_a_row_and_every_row_has_one_measurement():
+    labels = [label for _, _, lines in zoo_table.MEASURES.values() for label, _, _ in lines]
+    assert len(labels) == len(set(labels)) and set(zoo_table.targets()) <= set(labels)
+    assert not [label for label in labels if set("[],/|") & set(label)]  # formulas and citations use these
+    assert all(low < high for low, high in zoo_table.targets().values())
+    assert set(zoo_table.GENERATING) <= set(zoo_table.MEASURES)
+
+
+def test_the_table_follows_from_the_records(settings):
+    there = records(settings)
+    table = zoo_table.build_table(settings, there)
+    tables.validate(table)
+    cells = {row["label"]: row["cells"]["measured"] for row in table["rows"]}
+    assert cells["CLIP recall on voc"]["values"] == {"0": 40.0, "1": 41.0, "2": 42.0}
+    assert cells["CLIP recall on voc one thing"]["mean"] == 42.0
+    without = [None if r["config"]["method"] == "probe-mim" else r for r in there]
+    left = {row["label"]: row["cells"]["measured"] for row in zoo_table.build_table(settings, without)["rows"]}
+    assert left["mim mask tells the shape"]["status"] == "not run: no record of it"
+    assert left["dino mask tells the shape"] == cells["dino mask tells the shape"]
+
+
+def test_other_weights_are_other_runs(settings, monkeypatch):
+    before = {run_key(c) for c in zoo_table.run_configs(settings)}
+    monkeypatch.setattr(zoo, "weights_hash", lambda name: "new" if name == "mim" else f"hash-of-{name}")
+    after = zoo_table.run_configs(settings)
+    changed = {c["method"] for c in after if run_key(c) not in before}
+    assert changed == {"attention-mim", "probe-mim"}
+
+
+def test_a_measurement_refuses_other_weights_than_its_configuration_names(settings, monkeypatch):
+    config = next(c for c in zoo_table.run_configs(settings) if c["method"] == "clip-recall-voc")
+    measured = {"all": 12.34567, "single": 50.0}
+    lines = zoo_table.MEASURES["clip-recall-voc"][2]
+    monkeypatch.setitem(zoo_table.MEASURES, "clip-recall-voc", (("clip",), lambda seed, count: measured, lines))
+    done = zoo_table.run(config)
+    assert done["result"]["miou"] == 12.3457 and done["result"]["values"]["single"] == 50.0
+    assert done["result"]["weights"] == zoo_table.run(config)["result"]["weights"]
+    with pytest.raises(ValueError, match="does not hold the hashes of the shipped clip"):
+        zoo_table.run({**config, "zoo": {"clip": "other"}})
+    with pytest.raises(ValueError, match="`method` must be one of clip-recall-voc, .*; got 'clip'"):
+        zoo_table.run({**config, "method": "clip"})
+    with pytest.raises(ValueError, match="lacks zoo"):
+        zoo_table.run({k: v for k, v in config.items() if k != "zoo"})
