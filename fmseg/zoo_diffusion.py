@@ -66,7 +66,7 @@ def train(run: Run) -> None:
     vae = AutoencoderKL.from_pretrained(run.folder("vae") / "vae", torch_dtype=torch.float32).eval()
     latents = latents_of(run.folder("vae") / "latents", vae, web.images)
     if not 0.5 < latents.std() < 2:
-        raise ValueError(f"latents have deviation {latents.std():.2f}, not about 1: is the VAE's `scaling_factor` right?")
+        raise ValueError(f"latents have deviation {latents.std():.2f}, not about 1: is `scaling_factor` right?")
     torch.manual_seed(recipe.seed)
     unet = UNet2DConditionModel.from_config(UNET)
     text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER))
