@@ -31,8 +31,9 @@ BUILDS_ON = {"diffusion": "vae"} | {name: "diffusion" for name in MODULES if nam
 
 def sections(name: str) -> tuple[str, ...]:
     """The sections of zoo/params.yaml that a training reads, below its scale."""
-    icons = name in ("clip", "diffusion") or name.startswith("backbone-")
-    return (name, *(("clip-names",) if name == "clip" else ()), "web", *(("icon",) if icons else ()))
+    icons = name in ("clip", "vae", "diffusion") or name.startswith("backbone-")
+    first = {"clip": ("clip-names",), "vae": ("vae-scenes",)}.get(name, ())
+    return (name, *first, "web", *(("icon",) if icons else ()))
 
 
 def stamp(run: Run) -> dict:

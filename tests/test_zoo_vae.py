@@ -18,7 +18,9 @@ def test_the_latents_of_what_was_saved_have_unit_deviation(tmp_path, monkeypatch
     from diffusers import AutoencoderKL
 
     drawn = draw_set("web", "train", 400)
-    monkeypatch.setattr(Run, "web", lambda self: WebImages(drawn.images, drawn.captions))
+    pictures = WebImages(drawn.images, drawn.captions)
+    monkeypatch.setattr(Run, "web", lambda self: pictures)
+    monkeypatch.setattr(Run, "icons", lambda self: pictures.first(100))
     run = Run("vae", "smoke", ROOT, tmp_path, "fmseg.zoo_vae", "no hash", progress=False)
     zoo_vae.train(run)
     vae = AutoencoderKL.from_pretrained(run.folder() / "vae", torch_dtype=torch.float32)
@@ -26,3 +28,11 @@ def test_the_latents_of_what_was_saved_have_unit_deviation(tmp_path, monkeypatch
         means = vae.encode(zoo_vae.pixels(drawn.images)).latent_dist.mean
     assert means.std().item() * vae.config.scaling_factor == pytest.approx(1, abs=0.05)
     assert vae.config.scaling_factor != 0.18215
+
+
+def test_the_colour_loss_sees_colours_and_no_fine_pattern():
+    wanted = torch.zeros(1, 3, 16, 16)
+    stripes = torch.ones(16).cumsum(0).remainder(2) * 2 - 1  # +-1, columns in turn
+    assert zoo_vae.colour_loss(wanted + stripes, wanted) == 0
+    assert zoo_vae.colour_loss(wanted + 0.25, wanted) == pytest.approx(0.5)  # twice: squares of 4 and of 8
+    assert zoo_vae.reconstruction_loss(wanted + stripes, wanted) > 1
