@@ -32,7 +32,7 @@ BUILDS_ON = {"diffusion": "vae"} | {name: "diffusion" for name in MODULES if nam
 def sections(name: str) -> tuple[str, ...]:
     """The sections of zoo/params.yaml that a training reads, below its scale."""
     icons = name in ("clip", "vae", "diffusion") or name.startswith("backbone-")
-    first = {"clip": ("clip-names",), "vae": ("vae-scenes",)}.get(name, ())
+    first = {"clip": ("clip-names", "clip-pairs"), "vae": ("vae-scenes",)}.get(name, ())
     return (name, *first, "web", *(("icon",) if icons else ()))
 
 

@@ -68,7 +68,7 @@ def train(run: Run) -> None:
     before = fit(model, first, on_scenes, count=len(scenes), **run.loop("scenes"))
     facts = fit(model, then, on_both, count=len(web), **run.loop())
     facts["seconds"] += before["seconds"]
-    facts["first"] = {key: before[key] for key in ("steps", "exposures", "seconds", "loss")}
+    facts["before"] = [{key: before[key] for key in ("steps", "exposures", "seconds", "loss")}]
     with torch.no_grad():  # U-Nets want latents of about unit variance, as Stable Diffusion's 0.18215 gives them
         latents = torch.cat([model.encode(pixels(web.images[k : k + 50])).latent_dist.mean for k in range(0, 400, 50)])
     config = {key: value for key, value in model.config.items() if key != "_use_default_values"}  # these would be reset
