@@ -27,6 +27,7 @@ from fmseg.provenance import canonical_hash, closure, code_hash
 from fmseg.records import RecordError, find_record, path_of, reasons_stale
 from fmseg.settings import Settings, load
 
+PIPELINES = ("dvc.yaml", "realdata/dvc.yaml")  # not the zoo's, which has no results in git
 _VERSIONS = 50  # of a file that are looked through for the one in dvc.lock
 
 
@@ -155,8 +156,9 @@ def _environment(records: list[dict], found: Verdict) -> None:
 
 
 def _lock(settings: Settings, found: Verdict) -> None:
+    files = [name for name in PIPELINES if (settings.root / name).exists()]
     run = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json"], cwd=settings.root, capture_output=True, text=True
+        [sys.executable, "-m", "dvc", "status", "--json", *files], cwd=settings.root, capture_output=True, text=True
     )
     try:
         status = json.loads(run.stdout)
