@@ -28,9 +28,14 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
         "pictures of `web`, no words",
         "what belongs together; no names",
     ),
+    "vae": (
+        "diffusers `AutoencoderKL`, 64x64x3 to 16x16x4: the first stage of `diffusion`, which holds a copy",
+        "pictures of `web` and `icon`, no words",
+        "how pictures look; no names",
+    ),
     "diffusion": (
         "diffusers `StableDiffusionPipeline`: autoencoder, U-Net, CLIP text encoder, DDIM; plays Stable Diffusion",
-        "pictures and captions of `web` and `icon`; the autoencoder: pictures of `web`",
+        "pictures and captions of `web` and `icon`",
         "all words of `web`; never saw a mask",
     ),
     "backbone-": (
