@@ -7,7 +7,7 @@ import pytest
 import yaml
 from toys import REAL, ROOT, invented
 
-from fmseg import catalogue, ledger, pipeline, tables, verify
+from fmseg import catalogue, ledger, pipeline, tables, verify, zoo_pipeline
 from fmseg.records import path_of, run_key, write_record
 from fmseg.settings import load
 
@@ -29,6 +29,9 @@ def committed(settings, monkeypatch):
     (settings.root / "dvc.yaml").write_text(pipeline.text(settings.root))
     (settings.root / "realdata").mkdir()
     (settings.root / "realdata/dvc.yaml").write_text(pipeline.realdata_text(settings.root))
+    (settings.root / "zoo").mkdir(exist_ok=True)
+    (settings.root / "zoo/dvc.yaml").write_text(zoo_pipeline.text(settings.root))
+    monkeypatch.setenv("FMSEG_ZOO", str(settings.root / "zoo/weights"))  # none
     return settings
 
 

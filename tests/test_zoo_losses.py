@@ -1,5 +1,7 @@
 """The losses that the zoo's models learn from."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -117,9 +119,12 @@ def test_latents_are_kept_and_belong_to_their_pictures(vae, tmp_path):
     with torch.no_grad():
         expected = vae.encode(pixels(images)).latent_dist.mean.numpy() * 0.5
     found = latents_of(tmp_path, vae, images, chunk=2)
-    assert found.shape == (5, 4, 16, 16) and found.dtype == np.float16
+    assert found.shape == (5, 4, 16, 16) and found.dtype == np.float32
     assert np.allclose(found, expected, atol=2e-3)
-    assert np.array_equal(latents_of(tmp_path, None, images, chunk=2), found), "nothing is computed again"
+    stub = SimpleNamespace(config=vae.config)
+    assert np.array_equal(latents_of(tmp_path, stub, images, chunk=2), found), "nothing is computed again"
+    stub = SimpleNamespace(config=SimpleNamespace(scaling_factor=1.5))
+    assert np.allclose(latents_of(tmp_path, stub, images, chunk=2), 3 * found), "kept as they are, scaled when read"
     turned = latents_of(tmp_path, vae, images[::-1].copy(), chunk=2)
     assert np.allclose(turned, found[::-1], atol=2e-3), "other pictures at the same place are not taken for these"
     assert not list(tmp_path.glob("*.part*"))
