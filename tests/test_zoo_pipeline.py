@@ -32,7 +32,7 @@ def test_a_stage_rests_on_its_code_its_parameters_and_what_it_builds_on():
     built = {name: [d for d in found if d.startswith("build/")] for name, found in deps.items()}
     assert built == {name: [f"build/full/{BUILDS_ON[name]}"] if name in BUILDS_ON else [] for name in MODULES}
     assert built["diffusion"] == ["build/full/vae"] and built["weak-ade"] == ["build/full/diffusion"]
-    assert STAGES["clip"]["params"] == ["full.clip", "full.clip-names", "full.web", "full.icon"]
+    assert STAGES["clip"]["params"] == ["full.clip", "full.clip-names", "full.clip-pairs", "full.web", "full.icon"]
     assert STAGES["dino"]["outs"] == [{"build/full/dino": {"persist": True}}]
 
 
@@ -92,7 +92,7 @@ def project(tmp_path, monkeypatch):
         run.finish({"seconds": 0}, {"a.safetensors": {"w": torch.tensor([float(len(trained))])}})
 
     monkeypatch.setitem(sys.modules, "fmseg.zoo_made", types.SimpleNamespace(train=made))
-    params = {"web": 4, "icon": 2, "vae": {"steps": 1}, "diffusion": {"steps": 1}}
+    params = {"web": 4, "icon": 2, "vae-scenes": {}, "vae": {"steps": 1}, "diffusion": {"steps": 1}}
     (tmp_path / "zoo").mkdir()
 
     def start(name, code="c1", renew=False, **changed):
@@ -108,7 +108,7 @@ def test_a_training_is_done_once_and_renewed_where_something_moved(project):
     assert not start("vae", code="c2"), "only `--renew` looks at what moved"
     assert start("vae", code="c2", renew=True) and not start("vae", code="c2", renew=True)
     assert start("vae", code="c2", renew=True, vae={"steps": 2}) and trained == ["vae"] * 3
-    assert not start("vae", code="c2", renew=True, vae={"steps": 2}, icon=5), "it does not look at icons"
+    assert not start("vae", code="c2", renew=True, vae={"steps": 2}, clip={"steps": 5}), "that is not its own"
 
 
 def test_a_model_is_renewed_with_the_one_below_it(project):
