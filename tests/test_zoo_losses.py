@@ -1,5 +1,6 @@
 """The losses that the zoo's models learn from."""
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from fmseg import zoo_vits
 from fmseg.contrastive import contrastive_loss
 from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
+from fmseg.zoo_clip import mistaken
 from fmseg.zoo_configs import SCHEDULER, VAE, VIT
 from fmseg.zoo_diffusion import latents_of
 from fmseg.zoo_vae import edges, pixels, reconstruction_loss
@@ -221,3 +223,28 @@ def test_crops_have_their_size_and_stay_near_the_pictures_range(images):
     assert found.shape == (4, 3, 40, 40) and torch.isfinite(found).all()
     assert found.abs().max() <= 1.2 * images.abs().max() + 0.4
     assert not torch.equal(found, zoo_vits.crops(images, 40))
+
+
+# -- sentences with a mistake ------------------------------------------------------------------------------------------
+
+
+def test_wrong_sentences_are_columns_that_nobody_wants():
+    torch.manual_seed(3)
+    pictures, texts, wrong = (torch.nn.functional.normalize(torch.randn(n, 6), dim=1) for n in (4, 4, 3))
+    scale, group = torch.tensor(3.0), torch.arange(4)
+    by_hand = 0.0
+    for i in range(4):
+        others = [scale * pictures[i] @ row for row in (*texts, *wrong)]
+        by_hand += -float(torch.stack(others).log_softmax(0)[i]) / 8
+        by_hand += -float((scale * texts[i] @ pictures.T).log_softmax(0)[i]) / 8
+    assert contrastive_loss(pictures, texts, scale, group, wrong).item() == pytest.approx(by_hand, abs=1e-5)
+    assert contrastive_loss(pictures, texts, scale, group, wrong[[2, 0, 1]]).item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_mistaken_caption_names_a_thing_that_is_not_there():
+    rng = random.Random(0)
+    caption = "a photo of a striped star and a plain disc on grass"
+    for _ in range(200):
+        words = mistaken(caption, rng).removeprefix("a photo of ").partition(" on ")[0].split(" and ")
+        assert set(words) - {"a striped star", "a plain disc"} and len(words) == 2
+    assert mistaken("a photo of sky", rng) == "a photo of sky"
