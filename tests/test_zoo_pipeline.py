@@ -92,7 +92,8 @@ def project(tmp_path, monkeypatch):
         run.finish({"seconds": 0}, {"a.safetensors": {"w": torch.tensor([float(len(trained))])}})
 
     monkeypatch.setitem(sys.modules, "fmseg.zoo_made", types.SimpleNamespace(train=made))
-    params = {"web": 4, "icon": 2, "vae-scenes": {}, "vae": {"steps": 1}, "diffusion": {"steps": 1}}
+    params = {"web": 4, "icon": 2} | {name: {"steps": 1} for name in ("clip", "vae", "diffusion")}
+    params |= {name: {} for name in ("clip-names", "clip-pairs", "vae-scenes", "vae-colours")}
     (tmp_path / "zoo").mkdir()
 
     def start(name, code="c1", renew=False, **changed):
@@ -104,45 +105,45 @@ def project(tmp_path, monkeypatch):
 
 def test_a_training_is_done_once_and_renewed_where_something_moved(project):
     start, trained = project
-    assert start("vae") and not start("vae") and not start("vae", renew=True)
-    assert not start("vae", code="c2"), "only `--renew` looks at what moved"
-    assert start("vae", code="c2", renew=True) and not start("vae", code="c2", renew=True)
-    assert start("vae", code="c2", renew=True, vae={"steps": 2}) and trained == ["vae"] * 3
-    assert not start("vae", code="c2", renew=True, vae={"steps": 2}, clip={"steps": 5}), "that is not its own"
+    assert start("clip") and not start("clip") and not start("clip", renew=True)
+    assert not start("clip", code="c2"), "only `--renew` looks at what moved"
+    assert start("clip", code="c2", renew=True) and not start("clip", code="c2", renew=True)
+    assert start("clip", code="c2", renew=True, clip={"steps": 2}) and trained == ["clip"] * 3
+    assert not start("clip", code="c2", renew=True, clip={"steps": 2}, vae={"steps": 5}), "that is not its own"
 
 
 def test_a_model_is_renewed_with_the_one_below_it(project):
     start, trained = project
-    with pytest.raises(ValueError, match="diffusion builds on vae, which is not trained; train it first"):
-        start("diffusion")
-    start("vae")
-    assert start("diffusion") and not start("diffusion", renew=True)
-    start("vae", code="c2", renew=True)
-    assert start("diffusion", renew=True) and trained == ["vae", "diffusion", "vae", "diffusion"]
+    with pytest.raises(ValueError, match="vae builds on clip, which is not trained; train it first"):
+        start("vae")
+    start("clip")
+    assert start("vae") and not start("vae", renew=True)
+    start("clip", code="c2", renew=True)
+    assert start("vae", renew=True) and trained == ["clip", "vae", "clip", "vae"]
 
 
 def test_a_killed_training_goes_on_unless_something_moved(project, tmp_path):
     start, _ = project
-    checkpoint, stamp = (tmp_path / "zoo/build/full/state" / f"vae{end}" for end in ("-checkpoint.pt", ".json"))
+    checkpoint, stamp = (tmp_path / "zoo/build/full/state" / f"clip{end}" for end in ("-checkpoint.pt", ".json"))
     with pytest.raises(KeyboardInterrupt):
-        start("vae", code="killed")
-    run = Run("vae", "full", tmp_path, tmp_path / "zoo/build/full", "fmseg.zoo_made", "killed")
+        start("clip", code="killed")
+    run = Run("clip", "full", tmp_path, tmp_path / "zoo/build/full", "fmseg.zoo_made", "killed")
     assert checkpoint.exists() and belongs(run) and json.loads(stamp.read_text())["code"] == "killed"
-    other = Run("vae", "full", tmp_path, tmp_path / "zoo/build/full", "fmseg.zoo_made", "c1")
+    other = Run("clip", "full", tmp_path, tmp_path / "zoo/build/full", "fmseg.zoo_made", "c1")
     assert not belongs(other)
     stamp.unlink()
     assert belongs(other), "without a stamp the checkpoint speaks for itself"
-    start("vae", renew=True)
-    (tmp_path / "zoo/build/full/state/vae-part.log").write_text("old")
-    start("vae", code="c2", renew=True)
-    assert not (tmp_path / "zoo/build/full/state/vae-part.log").exists()
+    start("clip", renew=True)
+    (tmp_path / "zoo/build/full/state/clip-part.log").write_text("old")
+    start("clip", code="c2", renew=True)
+    assert not (tmp_path / "zoo/build/full/state/clip-part.log").exists()
     assert json.loads(stamp.read_text())["code"] == "c2"
 
 
 def test_latents_that_another_training_left_do_not_count(project, tmp_path):
     start, _ = project
-    start("vae")
-    start("diffusion")
+    for name in ("clip", "vae", "diffusion"):
+        start(name)
     (tmp_path / "zoo/build/full/vae/latents").mkdir()
     (tmp_path / "zoo/build/full/vae/latents/a.npy").write_bytes(b"x")
     assert not start("diffusion", renew=True)
