@@ -35,9 +35,9 @@ _SCENE = tuple(
 )
 
 
-def preprocess(images: ndarray) -> Tensor:
+def preprocess(images: ndarray, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32, normalised as CLIP's training was; sizes stay."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
 
 
@@ -57,6 +57,10 @@ class Clip:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     name: str
+
+    def preprocess(self, images: ndarray) -> Tensor:
+        """:func:`preprocess` with this model's own mean and deviation."""
+        return preprocess(images, self.mean, self.std)
 
 
 def load_clip(source: str | PathLike, weights: str | PathLike | None = None) -> Clip:

@@ -92,6 +92,8 @@ def test_a_folder_with_another_vocabulary_and_other_colours(tmp_path):
     colours = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.3, 0.4]}
     clip = load_clip(str(folder_of(tmp_path / "other", SMALL, preprocessing=colours)))
     assert clip.mean == (0.5, 0.5, 0.5) and clip.std == (0.2, 0.3, 0.4)
+    white = clip.preprocess(np.full((1, 4, 4, 3), 255, np.uint8))[0, :, 0, 0]
+    assert white.tolist() == pytest.approx([2.5, 5 / 3, 1.25])
     assert clip.tokenizer(["a person"]).shape == (1, 77)
 
 
