@@ -190,8 +190,8 @@ def dense_labels(refined: Tensor, old_logits: Tensor, pasted: Tensor | None = No
 def grown(classifier: nn.Conv2d, added: int) -> nn.Conv2d:
     """A classifier with more classes: the old ones as they were, the new ones as torch begins a convolution.
 
-    Equal to WILSON's list of one 1x1 convolution a step. MiB's beginning is another:
-    :func:`fmseg.distill.balanced_classifier` on what this returns.
+    Equal to WILSON's list of one 1x1 convolution a step. MiB begins otherwise, see
+    :func:`fmseg.distill.balanced_classifier`, which takes the old classifier, too.
 
     Args:
         classifier: 1x1, with or without bias.
