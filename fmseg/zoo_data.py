@@ -3,6 +3,7 @@
 Labels are words that captions name, with the captions' errors; masks are never looked at.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -88,6 +89,16 @@ def naming_loss(scores: Tensor, named: dict[str, Tensor]) -> tuple[Tensor, dict[
     return total, right
 
 
+def _cache(folder: Path, draw: str, split: str) -> Path:
+    """Where pictures of a draw are kept: a draw that looks otherwise, whatever was changed, has another folder."""
+    digest = hashlib.sha256()
+    first = draw_set(draw, split, 16)
+    for array in (first.images, first.labels):
+        digest.update(array.tobytes())
+    digest.update(json.dumps(first.captions).encode())
+    return Path(folder) / f"{draw}-{digest.hexdigest()[:12]}"
+
+
 def _draw_chunk(folder: str, draw: str, split: str, start: int) -> None:
     drawn, names = draw_set(draw, split, _CHUNK, start=start), {}
     for kind in ("labels", "images"):  # the images last: their presence says that a part is whole
@@ -132,7 +143,7 @@ def web_images(folder: Path, count: int, draw: str = "web", workers: int = 1) ->
     Raises:
         ValueError: ``count`` < 1.
     """
-    folder = Path(folder) / draw
+    folder = _cache(folder, draw, "train")
     starts = _parts(folder, draw, "train", count, workers)
     captions = [c for s in starts for c in json.loads((folder / f"captions-{s}.json").read_text())]
     return WebImages(_joined(folder, "images", starts, count), tuple(captions[:count]))
@@ -140,6 +151,6 @@ def web_images(folder: Path, count: int, draw: str = "web", workers: int = 1) ->
 
 def labelled_images(folder: Path, draw: str, count: int, workers: int = 1) -> tuple[ndarray, ndarray]:
     """(N, 64, 64, 3) pictures and (N, 64, 64) class ids: split `large` of a draw, cached as :func:`web_images`."""
-    folder = Path(folder) / draw
+    folder = _cache(folder, draw, "large")
     starts = _parts(folder, draw, "large", count, workers)
     return _joined(folder, "images", starts, count), _joined(folder, "labels", starts, count)

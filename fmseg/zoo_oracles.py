@@ -1,6 +1,7 @@
 """Trains the zoo's oracle and its judge: segmenters on many pictures with all masks."""
 
 import torch
+from safetensors.torch import load_file
 
 from fmseg.oracle import to_tensor
 from fmseg.segmenters import build
@@ -10,15 +11,15 @@ from fmseg.zoo_run import Run
 
 
 def train(run: Run) -> None:
-    """Train on the split `large` of the draw of the same name and save the whole segmenter."""
+    """Train on the split `large` of the draw of the same name, on a backbone of the zoo; save the whole segmenter."""
     from fmseg.datasets import get_draw
 
     options, recipe = run.params[run.name], run.recipe()
     images, labels = labelled_images(run.data, run.name, options["images"])
-    model = build(
-        options["method"], options["size"], num_classes=get_draw(run.name).num_classes, seed=recipe.seed,
-        backbone=options["backbone"],
-    )  # fmt: skip
+    method, classes = options["method"], get_draw(run.name).num_classes
+    model = build(method, options["size"], num_classes=classes, seed=recipe.seed)
+    pretrained = load_file(run.folder(f"backbone-{method}") / "backbone.safetensors")
+    model.model.backbone.load_state_dict(pretrained)  # half precision becomes single in copying
 
     def loss(step):
         chosen = batch_indices(len(images), recipe, step)

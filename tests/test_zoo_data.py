@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fmseg import zoo_data
-from fmseg.datasets import draw_set
+from fmseg.datasets import DRAWS, draw_set, get_draw
 from fmseg.zoo_clip import in_other_words, shortened
 from fmseg.zoo_data import WORDS, both, labelled_images, mixed_indices, named_words, naming_loss, web_images
 from fmseg.zoo_diffusion import reworded
@@ -86,9 +86,20 @@ def test_the_cache_is_the_draw(tmp_path, small_parts):
         web_images(tmp_path, 0)
 
 
+def test_a_draw_that_looks_otherwise_is_drawn_anew(tmp_path, small_parts, monkeypatch):
+    before = web_images(tmp_path, 4)
+    draw = get_draw("web")
+    monkeypatch.setitem(DRAWS, "web", replace(draw, statistics=replace(draw.statistics, clutter=0)))
+    after = web_images(tmp_path, 4)
+    assert not np.array_equal(before.images, after.images)
+    assert np.array_equal(after.images, draw_set("web", "train", 4).images) and len(list(tmp_path.iterdir())) == 2
+    monkeypatch.undo()
+    assert np.array_equal(web_images(tmp_path, 4).images, before.images)
+
+
 def test_drawing_can_be_interrupted(tmp_path, small_parts):
     whole = web_images(tmp_path, 12)
-    folder = tmp_path / "web"
+    (folder,) = tmp_path.glob("web-*")
     kept = folder / "images-0.npy"
     before = kept.stat().st_mtime_ns
     (folder / "images-4.npy").unlink()  # killed while this part was drawn:
