@@ -16,9 +16,8 @@ def train(run: Run) -> None:
 
     options, recipe = run.params[run.name], run.recipe()
     images, labels = labelled_images(run.data, run.name, options["images"])
-    method, classes = options["method"], get_draw(run.name).num_classes
-    model = build(method, options["size"], num_classes=classes, seed=recipe.seed)
-    pretrained = load_file(run.folder(f"backbone-{method}") / "backbone.safetensors")
+    model = build(options["method"], options["size"], num_classes=get_draw(run.name).num_classes, seed=recipe.seed)
+    pretrained = load_file(run.folder("backbone-segformer") / "backbone.safetensors")  # of `method`, or it does not fit
     model.model.backbone.load_state_dict(pretrained)  # half precision becomes single in copying
 
     def loss(step):
