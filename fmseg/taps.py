@@ -125,8 +125,8 @@ def fold_guidance(features: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     Raises:
         ValueError: a tensor has another number of dimensions, or an odd number of rows: guidance was off.
 
-    Source: ldm/modules/diffusionmodules/openaimodel.py, UNetModel.forward. Differs from the official code: its reshape is
-    the same for B = 1, but pairs rows of different pictures for B > 1.
+    Source: ldm/modules/diffusionmodules/openaimodel.py, UNetModel.forward. Differs from the official code: its reshape
+    is the same for B = 1, but pairs rows of different pictures for B > 1.
     """
     return {group: [_folded(group, tensor) for tensor in tensors] for group, tensors in features.items()}
 
