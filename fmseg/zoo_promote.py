@@ -19,12 +19,12 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
         "all 16 shapes, 6 patterns and 8 grounds by word; never saw a mask",
     ),
     "dino": (
-        "timm `VisionTransformer`, self-distillation of class token and masked patches; plays DINO and iBOT",
+        "timm `VisionTransformer`, self-distillation of the class token, hidden patches painted; plays DINO and iBOT",
         "pictures of `web`, no words",
         "what belongs together; no names",
     ),
     "mim": (
-        "timm `VisionTransformer`, painting masked and recoloured patches; the second self-supervised objective",
+        "timm `VisionTransformer`, hidden and recoloured patches painted; the second self-supervised objective",
         "pictures of `web`, no words",
         "what belongs together; no names",
     ),
