@@ -88,8 +88,8 @@ def test_signal_to_noise_falls_and_is_one_where_both_are_alike():
 def test_the_noise_loss_by_hand():
     found, noise = torch.zeros(3, 4, 2, 2), torch.zeros(3, 4, 2, 2)
     noise[0], noise[1], noise[2, 0] = 1.0, 2.0, 4.0  # squared errors 1, 4 and a quarter of 16
-    snr = torch.tensor([0.1, 5.0, 20.0])  # weights 1, 1 and a quarter
-    assert noise_loss(found, noise, snr).item() == pytest.approx((1 + 4 + 4 / 4) / 3)
+    snr = torch.tensor([0.125, 5.0, 20.0])  # weights 0.375 / 0.125, 5.25 / 5 and 5.25 / 20
+    assert noise_loss(found, noise, snr).item() == pytest.approx((3 * 1 + 1.05 * 4 + 0.2625 * 4) / 3)
     assert noise_loss(noise, noise, snr).item() == 0.0
 
 
