@@ -2,10 +2,9 @@
 
 Which image comes out is a function of (draw, split, seed, index) alone: the same bytes in any order, from any number
 of workers. `voc`, `coco`, `ade` and `stuff` play the papers' data sets; `web` is what foundation models are trained on.
-Two more draws with the looks of `web`, more of it upright, and all masks train the segmenters that only look at
-pictures: `oracle` holds no word that `web` alone knows, `judge` holds them all. `icon` is the part of the web that
-shows one large thing upright, as product pictures do; foundation models learn words from it many times faster than
-from scenes.
+Two more draws with the looks of `web` and all masks train the segmenters that only look at pictures: `oracle` holds no
+word that `web` alone knows, `judge` holds them all. `icon` is the part of the web that shows one large thing upright,
+as product pictures do; foundation models learn words from it many times faster than from scenes.
 """
 
 from collections.abc import Iterable
@@ -72,8 +71,8 @@ DRAWS = {
              Statistics(THINGS, _long_tail(40, 8.0, 23), counts=(0.25, 0.35, 0.25, 0.15), radius=(7.0, 18.0),
                         stuff_counts=(0.3, 0.3, 0.4), stuff_weights=_long_tail(8, 5.0, 5), clutter=5)),
         Draw("web", 5, _PLAIN + WEB_THINGS, _WIDE),
-        Draw("oracle", 6, THINGS + STUFF, replace(_WIDE, things=THINGS, upright=0.6)),
-        Draw("judge", 7, WEB_THINGS + STUFF, replace(_WIDE, upright=0.6)),
+        Draw("oracle", 6, THINGS + STUFF, replace(_WIDE, things=THINGS)),
+        Draw("judge", 7, WEB_THINGS + STUFF, _WIDE),
         Draw("icon", 8, _PLAIN + WEB_THINGS,
              replace(_WIDE, counts=(1.0,), radius=(15.0, 26.0), turn=20.0, stuff_counts=(0.8, 0.2), clutter=1,
                      noise=(0.0, 0.03), contrast=0.36, blur=0.0)),
