@@ -9,13 +9,12 @@ at least 10 times as fast as loops, at most 1.2 times the vectorised form's time
 """
 
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import added_peak, peak_in_own_process
 
 from fmseg.contrast import POINTS, TEMPERATURE, contrast, dense_contrast, sample_points
 
@@ -101,17 +100,11 @@ def seconds(function, leaf: torch.Tensor, results: list) -> float:
 def peak(name: str) -> float:
     """MB that this process needs at its peak for one forward and backward, the maps themselves not counted; Linux."""
 
-    def highest() -> int:
-        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-
     small = made(1, 8)
     FORMS[name](*small, drawn(small[1])).backward()  # libraries are loaded
     features, labels = made()
     at = drawn(labels)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = highest()
-    FORMS[name](features, labels, at).backward()
-    return (highest() - before) / 1024
+    return added_peak(lambda: FORMS[name](features, labels, at).backward())
 
 
 def main(rounds: int = 9) -> None:
@@ -138,9 +131,7 @@ def main(rounds: int = 9) -> None:
         base = middle["contrast, drawn points" if "drawn" in name else "dense_contrast"]
         print(f"{name:26} {1e3 * value:8.2f} ms, {value / base:7.2f} x ours, loss {values[name][0]:.6f}")
     for name in ("dense_contrast", "vectorised"):
-        words = [sys.executable, __file__, "--peak", name]
-        out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        print(f"{name:26} {float(out.stdout):8.1f} MB at the peak beyond the maps")
+        print(f"{name:26} {peak_in_own_process(name):8.1f} MB at the peak beyond the maps")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ the two forwards' time. What stands in for the forwards, dense_features and last
 
 import statistics
 import sys
-import time
 
 import torch
+from measuring import in_turns
 
 import fmseg  # noqa: F401  before timm and open_clip
 from fmseg.attention import last_attention
@@ -50,13 +50,7 @@ def main(rounds: int = 3) -> None:
         "binarise": lambda: binarise(maps),
         "scores, co_segment": lambda: co_segment(scores(features, text), present, attention, generator),
     }
-    times = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, function in jobs.items():
-            start = time.perf_counter()
-            function()
-            times[name] += [time.perf_counter() - start] if turn else []  # the first is warm-up
-    middle = {name: statistics.median(values) for name, values in times.items()}
+    middle = {name: statistics.median(values) for name, values in in_turns(jobs, rounds).items()}
     both = middle["CLIP, forward"] + middle["ViT, forward"]
     for name, value in middle.items():
         print(f"{name:20} {1e3 * value:9.2f} ms, {100 * value / both:7.3f} % of the two forwards")

@@ -11,13 +11,12 @@ Targets: forward at least 4 times as fast, at most a third of the memory.
 """
 
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from measuring import added_peak, in_turns, peak_in_own_process
 
 from fmseg.grounding import GroundingHead
 from fmseg.grounding_official import official_head
@@ -84,17 +83,11 @@ def work(name: str, head: GroundingHead, features: dict, text: torch.Tensor, siz
 def peak(name: str, backward: bool) -> float:
     """MB that this process needs at its peak beyond weights and features; Linux."""
 
-    def highest() -> int:
-        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-
     head = official_head().train(backward)
     work(name, head, *made(shrink=4), 128, backward)  # libraries are loaded
     head.zero_grad(set_to_none=True)
     features, text = made()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = highest()
-    work(name, head, features, text, SIZE, backward)
-    return (highest() - before) / 1024
+    return added_peak(lambda: work(name, head, features, text, SIZE, backward))
 
 
 def main(rounds: int = 5) -> None:
@@ -106,19 +99,14 @@ def main(rounds: int = 5) -> None:
     print(f"largest deviation of the logits {deviation:.1e}")
     for backward in (False, True):
         head.train(backward)
-        times = {name: [] for name in FORMS}
-        for turn in range(rounds + 1):
-            for name in FORMS:
-                start = time.perf_counter()
-                work(name, head, features, text, SIZE, backward)
-                times[name] += [time.perf_counter() - start] if turn else []  # the first is warm-up
+        jobs = {name: partial(work, name, head, features, text, SIZE, backward) for name in FORMS}
+        times = in_turns(jobs, rounds)
         ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
         best = min(times["resized first"]) / min(times["GroundingHead"])
         print("forward and backward" if backward else "forward")
         memory = {}
         for name in FORMS:
-            words = [sys.executable, __file__, "--peak", name, str(int(backward))]
-            memory[name] = float(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+            memory[name] = peak_in_own_process(name, str(int(backward)))
             middle, best_of = statistics.median(times[name]), min(times[name])
             print(f"  {name:14} {middle:7.3f} s, fastest {best_of:.3f} s, {memory[name]:6.1f} MB at the peak")
         share = memory["GroundingHead"] / memory["resized first"]

@@ -11,14 +11,12 @@ threshold. The statistics of real images, whose sizes are no multiples of the gr
 """
 
 import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import added_peak, in_turns, peak_in_own_process
 
 from fmseg.label_format import ADE20K
 from fmseg.noise import MARGIN, ClassLoss, filter_labels, loss_map
@@ -94,16 +92,10 @@ FILTERS = {"ours": our_filter, "official steps": official_filter, "without waste
 def peak(name: str) -> float:
     """MB that this process needs at its peak for one image, scores and mask not counted; Linux."""
 
-    def highest() -> int:
-        return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-
     means = np.ones(CLASSES)
     FILTERS[name](*made(0, (8, 8), (32, 32)), means)  # libraries are loaded
     image = made(1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = highest()
-    FILTERS[name](*image, means)
-    return (highest() - before) / 1024
+    return added_peak(lambda: FILTERS[name](*image, means))
 
 
 def compare(image, means, real) -> None:
@@ -131,20 +123,13 @@ def main(rounds: int = 9) -> None:
         "statistics, official steps": lambda: official_means(real[:1]),
         "statistics, without waste": lambda: official_means(real[:1], wasteful=False),
     }
-    times = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, function in jobs.items():
-            start = time.perf_counter()
-            function()
-            times[name] += [time.perf_counter() - start] if turn else []  # the first is warm-up
+    times = in_turns(jobs, rounds)
     for name, values in times.items():
         base = times["statistics, ours" if "statistics" in name else "ours"]
         ratio = statistics.median(a / b for a, b in zip(values, base, strict=True))
         print(f"{name:28} {1e3 * statistics.median(values):8.1f} ms an image, {ratio:6.2f} x ours")
     for name in FILTERS:
-        words = [sys.executable, __file__, "--peak", name]
-        out = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        print(f"{name:28} {float(out.stdout):8.1f} MB at the peak")
+        print(f"{name:28} {peak_in_own_process(name):8.1f} MB at the peak")
 
 
 if __name__ == "__main__":

@@ -57,31 +57,6 @@ def feature_channels(config: Mapping[str, Any], *, guided: bool = True) -> dict[
     return {group: (2 if guided else 1) * n for group, n in zip(GROUPS, sums, strict=True)}
 
 
-def guidance_halves(features: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Tensor]]:
-    """What a picture gave without and with its prompt, as views: nothing is copied.
-
-    Over channels the views are in the order of ``grouped(fold_guidance(features))``, and the head gives the same for
-    both; those two copy all features twice, 136 MB a picture in Stable Diffusion.
-
-    Args:
-        features: group -> list of (2B, C, h, w), the B unconditional rows first, as :class:`fmseg.taps.Taps` records.
-
-    Returns:
-        group -> list, twice as long, of (B, C, h, w): first without, first with, second without, ...
-
-    Raises:
-        ValueError: a tensor has an odd number of rows: guidance was off.
-    """
-    for group, tensors in features.items():
-        for tensor in tensors:
-            if tensor.ndim != 4 or len(tensor) % 2 or not len(tensor):
-                raise ValueError(
-                    f"features of '{group}' must be (2B, C, h, w), unconditional rows first; got "
-                    f"{tuple(tensor.shape)}. Was the U-Net called without classifier-free guidance?"
-                )
-    return {group: [half for tensor in tensors for half in tensor.chunk(2)] for group, tensors in features.items()}
-
-
 class GroundingHead(nn.Module):
     r"""Mask logits of queried classes from U-Net features (Grounded Diffusion, section 3.2; dossier 2.4 to 2.6).
 
@@ -173,7 +148,7 @@ class GroundingHead(nn.Module):
 
         Args:
             features: group -> (B, C, h, w), or a list of tensors that are so over channels; any float dtype, computed
-                with in that of the weights. See :func:`guidance_halves`.
+                with in that of the weights. See :func:`fmseg.taps.guidance_halves`.
             text: (B, O, D) float, a vector a class, see :func:`fmseg.grounding_text.class_queries`.
             size: (H, W) or one side of the answer; None: the grid of the highest group.
             present: (B, O) bool, False where a picture has fewer classes than O: such a query is seen by no other, and
@@ -275,7 +250,11 @@ def _check_features(parts: dict[str, list[Tensor]], squeeze: nn.ModuleDict) -> N
             )
         wanted, got = squeeze[group].in_channels, sum(t.shape[1] for t in tensors)
         if got != wanted:
-            hint = " Rows without and with prompt go side by side, see guidance_halves." if 2 * got == wanted else ""
+            hint = (
+                " Rows without and with prompt go side by side, see fmseg.taps.guidance_halves."
+                if 2 * got == wanted
+                else ""
+            )
             raise ValueError(f"features of '{group}' must have {wanted} channels in all; got {got}.{hint}")
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sizes import Largest
 
-from fmseg.grounding import GroundingHead, feature_channels, guidance_halves
+from fmseg.grounding import GroundingHead, feature_channels
 from fmseg.grounding_layers import MixConv, SpectralConv
-from fmseg.taps import GROUPS, Taps, fold_guidance, grouped
+from fmseg.taps import GROUPS, Taps, fold_guidance, grouped, guidance_halves
 from fmseg.zoo_configs import UNET
 
 CHANNELS = {"low": 6, "mid": 4, "high": 6, "highest": 4}
