@@ -27,6 +27,7 @@ MODULES = {  # what trains a model; those that others build on come first
     **{f"{kind}-{draw}": "fmseg.zoo_layouts" for kind in ("layout", "weak") for draw in ("ade", "stuff")},
 }
 BUILDS_ON = {"vae": "clip", "diffusion": "vae", "oracle": "backbone-segformer", "judge": "backbone-segformer"}
+BUILDS_ON |= {name: "clip" for name in MODULES if name.startswith("backbone-")}
 BUILDS_ON |= {name: "diffusion" for name in MODULES if name.startswith(("layout-", "weak-"))}
 
 

@@ -108,7 +108,7 @@ def train(run: Run) -> None:
         fit(model, first, on_scenes, count=len(scenes), **run.loop("scenes")),
         fit(model, second, on_colours, count=len(web), **run.loop("colours")),
     ]
-    features = Features(load_clip(run.folder("clip")).model)  # not before: the first parts can be trained beside the CLIP
+    features = Features(load_clip(run.folder("clip")).model)  # not before: the first parts wait for no CLIP
     facts = fit(model, third, on_details, count=len(web), **run.loop())
     facts["seconds"] += sum(part["seconds"] for part in before)
     facts["before"] = [{key: part[key] for key in ("steps", "exposures", "seconds", "loss")} for part in before]
