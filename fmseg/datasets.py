@@ -77,7 +77,7 @@ DRAWS = {
         Draw("oracle", 6, THINGS + STUFF, replace(_WIDE, things=THINGS, upright=0.6)),
         Draw("judge", 7, WEB_THINGS + STUFF, replace(_WIDE, upright=0.6)),
         Draw("icon", 8, _PLAIN + WEB_THINGS, _ICON),
-        Draw("duo", 9, _PLAIN + WEB_THINGS, replace(_ICON, counts=(0.0, 1.0), radius=(11.0, 17.0))),
+        Draw("duo", 9, _PLAIN + WEB_THINGS, replace(_ICON, counts=(0.0, 1.0), radius=(12.0, 18.0))),
     )
 }  # fmt: skip
 
