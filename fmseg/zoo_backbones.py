@@ -18,13 +18,13 @@ from fmseg.clip import Clip, load_clip
 from fmseg.dense_clip import dense_features, dilated
 from fmseg.segmenters import build
 from fmseg.zoo import sha256
-from fmseg.zoo_data import WORDS, both, mixed_indices, named_words, naming_loss
+from fmseg.zoo_data import WORDS, WebImages, both, mixed_indices, named_words, naming_loss
 from fmseg.zoo_loop import fit
 from fmseg.zoo_run import Run
 
 SIDE = 16  # cells a side of the targets, and of what segmenters read
 DEPTH = 28  # numbers a cell: the whitened principal directions of CLIP's dense features
-SAMPLE = 1000  # pictures whose cells say which directions those are
+SAMPLE = 500  # scenes, and as many icons, whose cells say which directions those are
 PLACES_WEIGHT = 4.0  # of the targets' mean squared error, 1 before anything is learned, beside four cross-entropies
 _CHUNK = 2000
 
@@ -76,13 +76,14 @@ def dense_directions(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean.float(), (vectors * largest.sign() / values.sqrt()).float()
 
 
-def dense_targets(folder: Path, clip: Clip, images: np.ndarray) -> list[np.ndarray]:
+def dense_targets(folder: Path, clip: Clip, images: np.ndarray, sample: np.ndarray) -> list[np.ndarray]:
     """CLIP's dense features of pictures on a 16x16 grid, whitened; made once and kept, part by part.
 
     Args:
-        folder: where parts are kept; of one CLIP and one set of pictures.
+        folder: where parts are kept, by the content of their pictures; of one CLIP and one sample.
         clip: the zoo's, whose last stride is traded for dilation.
         images: (N, 64, 64, 3) uint8.
+        sample: (M, 64, 64, 3) uint8, the pictures that say how to whiten, see :func:`dense_directions`.
 
     Returns:
         Parts of (2000 or fewer, 28, 16, 16) float16, mapped from disk.
@@ -94,13 +95,26 @@ def dense_targets(folder: Path, clip: Clip, images: np.ndarray) -> list[np.ndarr
         some = images[start : start + _CHUNK]
         path = folder / f"{hashlib.sha256(some.tobytes()).hexdigest()[:16]}.npy"
         if not path.exists():
-            basis = basis or dense_directions(_dense(tower, clip, images[:: max(1, len(images) // SAMPLE)]))
+            basis = basis or dense_directions(_dense(tower, clip, sample))
             found = torch.einsum("ndhw,dk->nkhw", _dense(tower, clip, some) - basis[0].view(1, -1, 1, 1), basis[1])
             partial = path.with_suffix(".part.npy")
             np.save(partial, found.half().numpy())
             os.replace(partial, path)
         parts.append(np.load(path, mmap_mode="r"))
     return parts
+
+
+def targets_for(run: Run, scenes: WebImages, icons: WebImages) -> list[np.ndarray]:
+    """:func:`dense_targets` of scenes and icons, by the CLIP that the run's build folder holds."""
+    made = run.folder("clip")
+    sample = both(scenes.first(SAMPLE), icons.first(SAMPLE)).images
+    of = hashlib.sha256(sample.tobytes() + sha256(made / "open_clip_model.safetensors").encode()).hexdigest()[:12]
+    return dense_targets(run.data / f"dense-{of}", load_clip(made), both(scenes, icons).images, sample)
+
+
+def targets_of(parts: list[np.ndarray], chosen: np.ndarray) -> Tensor:
+    """(B, 28, 16, 16) float32: the targets of the pictures of those indices."""
+    return torch.from_numpy(np.stack([parts[k // _CHUNK][k % _CHUNK] for k in chosen])).float()
 
 
 @torch.no_grad()
@@ -113,15 +127,14 @@ def train(run: Run) -> None:
     scenes, icons, recipe = run.web(), run.icons(), run.recipe()
     web = both(scenes, icons)
     named = {kind: torch.from_numpy(there) for kind, there in named_words(web.captions).items()}
-    of = sha256(run.folder("clip") / "open_clip_model.safetensors")[:12]  # targets of another CLIP must not be met
-    targets = dense_targets(run.data / f"dense-{len(web)}-{of}", load_clip(run.folder("clip")), web.images)
+    targets = targets_for(run, scenes, icons)
     torch.manual_seed(recipe.seed)
     model = Pupil(run.name.removeprefix("backbone-"), recipe.seed)
 
     def loss(step):
         chosen = mixed_indices(len(scenes), len(icons), recipe, step)
         images = torch.from_numpy(web.images[chosen]).permute(0, 3, 1, 2).float()
-        wanted = torch.from_numpy(np.stack([targets[k // _CHUNK][k % _CHUNK] for k in chosen])).float()
+        wanted = targets_of(targets, chosen)
         mirrored = (torch.rand(len(images)) < 0.5).view(-1, 1, 1, 1)
         images, wanted = (torch.where(mirrored, x.flip(-1), x) for x in (images, wanted))
         words, places = model(images)

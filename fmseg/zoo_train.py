@@ -34,7 +34,11 @@ BUILDS_ON |= {name: "diffusion" for name in MODULES if name.startswith(("layout-
 def sections(name: str) -> tuple[str, ...]:
     """The sections of zoo/params.yaml that a training reads, below its scale."""
     icons = name in ("clip", "vae", "diffusion") or name.startswith("backbone-")
-    first = {"clip": ("clip-names", "clip-pairs"), "vae": ("vae-scenes", "vae-colours")}.get(name, ())
+    first = {
+        "clip": ("clip-names", "clip-pairs"),
+        "vae": ("vae-scenes", "vae-colours"),
+        "diffusion": ("diffusion-sight", "diffusion-words", "diffusion-looks", "duo"),
+    }.get(name, ())
     return (name, *first, "web", *(("icon",) if icons else ()))
 
 

@@ -39,11 +39,11 @@ def clip(monkeypatch):
 
 def test_targets_are_kept_and_a_killed_run_goes_on(tmp_path, clip):
     images = np.random.default_rng(0).integers(0, 256, (70, 64, 64, 3), dtype=np.uint8)
-    whole = dense_targets(tmp_path / "a", clip, images)
+    whole = dense_targets(tmp_path / "a", clip, images, images[:9])
     assert [part.shape for part in whole] == [(30, DEPTH, 16, 16), (30, DEPTH, 16, 16), (10, DEPTH, 16, 16)]
     for path in sorted((tmp_path / "a").glob("*.npy"))[1:]:
         path.unlink()
-    again = dense_targets(tmp_path / "a", clip, images)
+    again = dense_targets(tmp_path / "a", clip, images, images[:9])
     for a, b in zip(whole, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not list((tmp_path / "a").glob("*.part*"))

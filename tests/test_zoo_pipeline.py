@@ -41,8 +41,9 @@ def test_every_parameter_is_there_at_both_scales_and_read_by_somebody():
     assert set(PARAMS) == {"full", "smoke"} and set(PARAMS["full"]) == set(PARAMS["smoke"]) == read
     for name, module in MODULES.items():
         source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
-        assert ("run.icons()" in source) == ("icon" in sections(name)), name
-        assert set(re.findall(r'run\.recipe\("(.+?)"\)', source)) == set(sections(name)) - {name, "web", "icon"}
+        for draw in ("icon", "duo"):
+            assert (f"run.{draw}s()" in source) == (draw in sections(name)), name
+        assert set(re.findall(r'run\.recipe\("(.+?)"\)', source)) == set(sections(name)) - {name, "web", "icon", "duo"}
         if "run.folder(" in source:
             assert re.findall(r'run\.folder\("(.+?)"\)', source)[:1] == [BUILDS_ON[name]]
     for scale in PARAMS:
