@@ -93,8 +93,8 @@ def project(tmp_path, monkeypatch):
         run.finish({"seconds": 0}, {"a.safetensors": {"w": torch.tensor([float(len(trained))])}})
 
     monkeypatch.setitem(sys.modules, "fmseg.zoo_made", types.SimpleNamespace(train=made))
-    params = {"web": 4, "icon": 2} | {name: {"steps": 1} for name in ("clip", "vae", "diffusion")}
-    params |= {name: {} for name in ("clip-names", "clip-pairs", "vae-scenes", "vae-colours")}
+    names = [section for name in ("clip", "vae", "diffusion") for section in sections(name)]
+    params = {name: {"steps": 1} for name in names} | {"web": 4, "icon": 2, "duo": 2}
     (tmp_path / "zoo").mkdir()
 
     def start(name, code="c1", renew=False, **changed):
