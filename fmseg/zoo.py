@@ -27,6 +27,12 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in home().glob(f"*/{CARD}"))
 
 
+def lacking(*models: str) -> str | None:
+    """Why what rests on these models cannot be had yet: "the zoo has no clip, mim yet"; None if all are shipped."""
+    missing = [name for name in dict.fromkeys(models) if name not in names()]
+    return f"the zoo has no {', '.join(missing)} yet" if missing else None
+
+
 def card(name: str) -> dict:
     """A model's card.
 

@@ -10,7 +10,8 @@ from fmseg.metrics import mean_iou
 from fmseg.provenance import closure
 
 CONFIG = {
-    "method": "segformer", "seed": 100, "draw": "voc", "split": "train", "images": 12, "validation": 6, "size": 32,
+    "method": "segformer", "backbone": "scratch", "seed": 100, "draw": "voc", "split": "train", "images": 12,
+    "validation": 6, "size": 32,
     "train": {"steps": 4, "batch_size": 4, "lr": 0.002, "eval_every": 2},
 }  # fmt: skip
 
