@@ -16,6 +16,7 @@ VALUES = {
     "lr": {m: 0.001 for m in ("segformer", "segmenter", "mask2former", "deeplabv3")},
     "lr_scratch": {m: 0.002 for m in ("segformer", "segmenter", "mask2former", "deeplabv3")},
     "exposures": {"table": 8, "converged": {"voc": 8, "ade": 8}}, "world_supervised": {"seeds": 1, "large": 8},
+    "zoo": {"real": 12, "generated": 4},
 }  # fmt: skip
 TOY = """
 OFFSET = 0.0  # a constant of a kernel, for tests to change
