@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from fmseg.words import BASE_THINGS, STUFF, THINGS, VOC_THINGS, WEB_THINGS, article, find
-from fmseg.world import Picture, Statistics, check_size, compose, render
+from fmseg.world import Picture, Scene, Statistics, check_size, compose, render
 
 IGNORE = 255
 SEED_RANGES = {"claim": range(0, 100), "tune": range(100, 200), "spare": range(200, 300)}
@@ -113,7 +113,15 @@ def sample(draw: Draw | str, split: str, seed: int, index: int, size: int = 64) 
     Raises:
         ValueError: an unknown draw or split, a seed out of the ranges, a negative index, a size not allowed.
     """
-    return render(compose(_generator(draw, split, seed, index), _resolve(draw).statistics), size)
+    return render(scene_of(draw, split, seed, index), size)
+
+
+def scene_of(draw: Draw | str, split: str, seed: int, index: int) -> Scene:
+    """The scene behind a picture of :func:`sample`: what is where, before it has pixels.
+
+    Args, Raises: as :func:`sample`.
+    """
+    return compose(_generator(draw, split, seed, index), _resolve(draw).statistics)
 
 
 def _resolve(draw):
