@@ -186,7 +186,7 @@ def mask_probe(seed: int, name: str, count: int) -> dict[str, float]:
 
     drawn = fresh("voc", seed, count)
     seeds = seeds_inside(drawn, 16, np.random.default_rng(seed))
-    masks = np.stack([_centred(m) for m in object_masks(name, drawn, seeds)])
+    masks = np.stack([centred(m) for m in object_masks(name, drawn, seeds)])
     names = [drawn.things[i][k - 1].split() for i, k, _ in seeds]
     half, out = len(seeds) // 2, {}
     for part, what in enumerate(("pattern", "shape")):
@@ -197,7 +197,8 @@ def mask_probe(seed: int, name: str, count: int) -> dict[str, float]:
     return out
 
 
-def _centred(mask: ndarray, side: int = 16) -> ndarray:
+def centred(mask: ndarray, side: int = 16) -> ndarray:
+    """(side * side,) float32 in [0, 1]: a bool mask cut out round its centre and scaled by its area, rows joined."""
     from PIL import Image
 
     rows, columns = np.nonzero(mask)

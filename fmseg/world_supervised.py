@@ -38,12 +38,9 @@ def run_configs(settings: Settings) -> list[dict]:
         for seed in seeds
         if why_no_curve() is None
     ]
-    large = settings.get("world_supervised.large")
+    large, seen = settings.get("world_supervised.large"), settings.get("exposures.converged")
     return curve + [
-        configs.supervised(
-            settings, method, seeds[0], draw, large, settings.get(f"exposures.converged.{draw}"), "large",
-            backbone=configs.SCRATCH,
-        )  # fmt: skip
+        configs.supervised(settings, method, seeds[0], draw, large, seen[draw], "large", backbone=configs.SCRATCH)
         for draw in DRAWS
         for method in CONVERGED.values()
     ]

@@ -57,7 +57,7 @@ def test_the_probe_sees_a_mask_wherever_it_lies():
     mask = np.zeros((64, 64), dtype=bool)
     mask[10:20, 12:22] = True
     moved = np.roll(mask, (25, 30), (0, 1))
-    assert np.allclose(perception._centred(mask), perception._centred(moved), atol=0.02)
+    assert np.allclose(perception.centred(mask), perception.centred(moved), atol=0.02)
 
 
 def test_fresh_pictures_are_nobodys_validation_or_training_pictures():
