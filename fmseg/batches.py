@@ -28,6 +28,7 @@ class Source:
     Args:
         images: (N, H, W, 3) uint8 RGB; a memory-mapped array is read batch by batch.
         labels: (N, H, W) uint8, class ids, the ignore id where nothing is known.
+        tags: (N, T) bool, image-level labels, or None. They come with every batch, untouched by augmentation.
         repeat: times each image appears in one epoch, >= 1.
         name: shown in error messages.
 
@@ -39,6 +40,7 @@ class Source:
     labels: np.ndarray
     repeat: int = 1
     name: str = "real"
+    tags: np.ndarray | None = None
 
     def __post_init__(self):
         for field in ("images", "labels"):
@@ -60,6 +62,11 @@ class Source:
             raise ValueError(f"source `{self.name}` holds no image; leave it out instead")
         if isinstance(self.repeat, bool) or not isinstance(self.repeat, int) or self.repeat < 1:
             raise ValueError(f"source `{self.name}`: `repeat` must be a whole number >= 1, got {self.repeat!r}")
+        tags = self.tags
+        if tags is not None and (not isinstance(tags, np.ndarray) or tags.dtype.kind != "b" or tags.ndim != 2
+                                 or len(tags) != len(images)):  # fmt: skip
+            got = f"{getattr(tags, 'shape', type(tags).__name__)} {getattr(tags, 'dtype', '')}"
+            raise ValueError(f"source `{self.name}`: `tags` must be ({len(images)}, T) bool, a row an image; got {got}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,6 +96,8 @@ class Source:
         for i in np.linspace(0, len(self.images) - 1, min(64, len(self.images))).astype(int):
             digest.update(np.ascontiguousarray(self.images[i]))
             digest.update(np.ascontiguousarray(self.labels[i]))
+        if self.tags is not None:
+            digest.update(np.packbits(self.tags).tobytes())
         return [list(self.images.shape), self.repeat, digest.hexdigest()]
 
 
@@ -108,7 +117,7 @@ class Mixture:
         ignore_index: label given to padding by "crop".
 
     Raises:
-        ValueError: no source, or sources of different image sizes.
+        ValueError: no source, sources of different image sizes, or with and without ``tags``.
     """
 
     def __init__(self, sources: Sequence[Source], batch_size: int, seed: int, augment=(), ignore_index: int = 255):
@@ -118,6 +127,11 @@ class Mixture:
         sizes = {s.name: tuple(s.size) for s in self.sources}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"all sources must have one image size, got {sizes}; resize them beforehand")
+        tags = [getattr(s, "tags", None) for s in self.sources]
+        widths = {None if t is None else t.shape[1] for t in tags}
+        if len(widths) > 1:
+            raise ValueError(f"all sources must have `tags` of one width, or none of them; got widths {widths}")
+        self._tags = None if tags[0] is None else tags
         self.batch_size, self.seed, self.augment, self.ignore_index = batch_size, seed, tuple(augment), ignore_index
         self._source = np.concatenate([np.full(len(s) * s.repeat, i) for i, s in enumerate(self.sources)])
         self._index = np.concatenate([np.tile(np.arange(len(s)), s.repeat) for s in self.sources])
@@ -139,7 +153,7 @@ class Mixture:
         picked = np.array([self._permutation(place // len(self))[place % len(self)] for place in places])
         return self._source[picked], self._index[picked]
 
-    def batch(self, step: int, share: tuple[int, int] = (0, 1)) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, share: tuple[int, int] = (0, 1)) -> tuple[Tensor, ...]:
         """The batch of a step, counted from 0, or an equal share of it.
 
         Args:
@@ -149,7 +163,7 @@ class Mixture:
 
         Returns:
             images (B/n, 3, H, W) uint8, or float32 in [0, 255] where an augmentation made it so; labels (B/n, H, W)
-            int64.
+            int64; and, where the sources have any, tags (B/n, T) bool.
         """
         which, index = self.pick(step)
         each = self.batch_size // share[1]
@@ -164,12 +178,15 @@ class Mixture:
             images[here], labels[here] = self.sources[number].take(index[here], seeds[here])
         image_tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         label_tensor = torch.from_numpy(labels).long()
-        if not self.augment:
+        if self.augment:
+            rng = np.random.default_rng([self.seed, _AUGMENT, step])
+            image_tensor, label_tensor = augment(
+                image_tensor, label_tensor, self.augment, rng, self.ignore_index, rows=rows, of=self.batch_size
+            )  # fmt: skip
+        if self._tags is None:
             return image_tensor, label_tensor
-        rng = np.random.default_rng([self.seed, _AUGMENT, step])
-        return augment(
-            image_tensor, label_tensor, self.augment, rng, self.ignore_index, rows=rows, of=self.batch_size
-        )  # fmt: skip
+        tags = np.stack([self._tags[source][image] for source, image in zip(which, index, strict=True)])
+        return image_tensor, label_tensor, torch.from_numpy(tags)
 
     def model_seed(self, step: int, share: int = 0) -> int:
         """Seed of the numbers that the model itself draws in this step and share (drop-out, point sampling)."""

@@ -93,12 +93,14 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images, labels):
-        return self.model.loss(images, labels)
+    def forward(self, images, labels, *tags):
+        return self.model.loss(images, labels, *tags)
 
 
 def loss_of(model: nn.Module, device: torch.device) -> nn.Module:
-    """A module whose ``forward(images, labels)`` is the model's loss; its gradients are averaged over the processes.
+    """A module whose ``forward(images, labels[, tags])`` is the model's loss; gradients are averaged over processes.
+
+    A model some of whose parameters do not take part in every step says so: ``partial = True``.
 
     On GPUs batch norm becomes SyncBatchNorm first, in place, so that its statistics are those of the whole batch; on
     CPUs, where that does not exist, each process keeps its own, and those of rank 0 are saved.
@@ -106,7 +108,8 @@ def loss_of(model: nn.Module, device: torch.device) -> nn.Module:
     wrapped = _Loss(model)
     if world().size == 1:
         return wrapped
+    options = {"find_unused_parameters": getattr(model, "partial", False)}
     if device.type == "cuda":
         wrapped = nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
-        return nn.parallel.DistributedDataParallel(wrapped, device_ids=[device.index])
-    return nn.parallel.DistributedDataParallel(wrapped)
+        return nn.parallel.DistributedDataParallel(wrapped, device_ids=[device.index], **options)
+    return nn.parallel.DistributedDataParallel(wrapped, **options)

@@ -37,6 +37,8 @@ class TrainConfig:
             counts (mmengine's ``custom_keys``). Where it is given, all other parameters decay.
         norm_decay: factor of the weight decay of norms that no key names, with ``keys`` (mmengine's
             ``norm_decay_mult``).
+        backbone_lr: factor of the learning rate of all parameters below a module called ``backbone``, >= 0; what
+            mmengine's ``{"backbone": {"lr_mult": ...}}`` does. With ``keys``, name the backbone there.
         seed: root of every random choice, >= 0.
         augment: names out of ``fmseg.batches.AUGMENTATIONS``.
         eval_every: steps between points of the curve; None: only at the end.
@@ -64,6 +66,7 @@ class TrainConfig:
     grad_clip: float | None = None
     keys: dict[str, dict[str, float]] = field(default_factory=dict)
     norm_decay: float = 1.0
+    backbone_lr: float = 1.0
     seed: int = 0
     augment: tuple[str, ...] = ()
     eval_every: int | None = None
@@ -86,7 +89,7 @@ class TrainConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
                 raise ValueError(f"`{name}` must be a whole number >= {smallest}, got {value!r}")
         zero_is_fine = {"lr": False, "weight_decay": True, "poly_power": False, "grad_clip": False}
-        for name, allow_zero in (zero_is_fine | {"min_lr": True, "norm_decay": True}).items():
+        for name, allow_zero in (zero_is_fine | {"min_lr": True, "norm_decay": True, "backbone_lr": True}).items():
             value = getattr(self, name)
             if value is None and name == "grad_clip":
                 continue
@@ -111,6 +114,11 @@ class TrainConfig:
             good = isinstance(factors, dict) and set(factors) <= {"lr", "decay"}
             if not good or not all(_is_number(v) and v >= 0 for v in factors.values()):
                 raise ValueError(f"`keys[{key!r}]` must be {{'lr': factor, 'decay': factor}}, got {factors!r}")
+        if self.keys and self.backbone_lr != 1.0:
+            raise ValueError(
+                f"`backbone_lr` ({self.backbone_lr}) and `keys` exclude each other; write keys: "
+                f"{{'backbone': {{'lr': {self.backbone_lr}}}}}"
+            )
 
     @classmethod
     def from_dict(cls, values: dict) -> "TrainConfig":
@@ -154,12 +162,14 @@ def learning_rate(config: TrainConfig, step: int, factor: float = 1.0) -> float:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, keys: dict[str, dict[str, float]] | None = None, norm_decay: float = 1.0
-) -> list[dict]:
+    model: nn.Module, weight_decay: float, keys: dict[str, dict[str, float]] | None = None, norm_decay: float = 1.0,
+    backbone_lr: float = 1.0,
+) -> list[dict]:  # fmt: skip
     """Optimiser groups, each with its ``weight_decay`` and the ``factor`` of its learning rate.
 
-    Without ``keys`` two groups: with weight decay, and without (norms, biases, embeddings, class tokens). With them as
-    mmengine's DefaultOptimWrapperConstructor does it: see :class:`TrainConfig`.
+    Without ``keys`` two groups: with weight decay, and without (norms, biases, embeddings, class tokens), and two more
+    for a backbone with a rate of its own. With them as mmengine's DefaultOptimWrapperConstructor does it: see
+    :class:`TrainConfig`.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     norms = {id(p) for m in model.modules() if _is_norm(m) for p in m.parameters(recurse=False)}
@@ -177,6 +187,8 @@ def parameter_groups(
                 decay = weight_decay * norm_decay
         elif parameter.ndim <= 1 or _is_position(name) or id(parameter) in embeddings:
             decay = 0.0
+        if "backbone" in name.split("."):
+            factor *= backbone_lr
         groups.setdefault((factor, decay), []).append(parameter)
     return [{"params": p, "weight_decay": decay, "factor": factor} for (factor, decay), p in groups.items()]
 
@@ -191,7 +203,7 @@ def _is_position(name: str) -> bool:
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser that a configuration asks for."""
-    groups = parameter_groups(model, config.weight_decay, config.keys, config.norm_decay)
+    groups = parameter_groups(model, config.weight_decay, config.keys, config.norm_decay, config.backbone_lr)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM, nesterov=config.nesterov, fused=True)
     return torch.optim.AdamW(groups, lr=config.lr, fused=True)

@@ -1,8 +1,10 @@
 """One training loop for everything that learns to segment here, on one process or many.
 
 It knows torch and numpy, and of a model only this: ``loss(images, labels) -> scalar``, ``logits(images) ->
-(B, C, H, W)``, ``num_classes``. Every random choice is a function of (seed, step), so a run that was killed and resumed
-ends with the same bits as one that was not, and the caller's random state is left as it was.
+(B, C, H, W)``, ``num_classes``; ``loss(images, labels, tags)`` where the sources have image-level labels; and, if the
+model has it, ``at_step(step, steps)``, called before each step, for what changes on the way (a warm-up, say). Every
+random choice is a function of (seed, step), so a run that was killed and resumed ends with the same bits as one that
+was not, and the caller's random state is left as it was.
 """
 
 import math
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from fmseg import checkpoints, distributed
 from fmseg.batches import Mixture, Source
 from fmseg.evaluation import evaluate, predict, weights_hash
+from fmseg.labelmaps import pack
 from fmseg.metrics import Confusion, mean_iou
 from fmseg.train_config import PRECISIONS, TrainConfig, learning_rate, optimizer_of, parameter_groups
 
@@ -63,6 +66,27 @@ class TrainResult:
         """Mean of ``iou`` over the classes present in the validation set, in [0, 1]."""
         return None if self.iou is None else mean_iou(self.iou)
 
+    def as_run(self, model: nn.Module, examples: np.ndarray, **more) -> dict:
+        """What a run's record is made of (:func:`fmseg.supervised.run`); needs a validation set.
+
+        Args:
+            model: what was trained; its weights' hash is kept.
+            examples: (n, H, W) uint8, predictions on the first validation images, for figures.
+            more: further measured values, JSON only; they join ``result``.
+
+        Returns:
+            ``result`` (``iou`` as fractions with None for classes absent from the validation set, ``miou`` in percent,
+            ``weights``, ``examples``), ``curve`` ([step, mIoU in percent]), ``seconds``, ``model``.
+        """
+        result = {
+            "iou": plain(self.iou),
+            "miou": round(100 * mean_iou(self.iou), 4),
+            "weights": weights_hash(model)[:16],
+            "examples": pack(examples),
+        } | more
+        curve = [[step, round(100 * value, 4)] for step, value in self.curve]
+        return {"result": result, "curve": curve, "seconds": self.seconds, "model": model}
+
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint."""
         iou = None if self.iou is None else self.iou.tolist()
@@ -74,6 +98,11 @@ class TrainResult:
         """What :meth:`to_dict` gave, as the start of a further session."""
         iou = None if done["iou"] is None else np.array(done["iou"])
         return cls(done["curve"], done["losses"], iou, done["seconds"], done["steps"], resumed_from=done["steps"])
+
+
+def plain(iou: np.ndarray) -> list[float | None]:
+    """Per-class IoU as a record keeps it: six decimals, None for a class without ground truth."""
+    return [None if value != value else round(float(value), 6) for value in iou]
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -106,7 +135,8 @@ def train(
 
     Args:
         model: has ``loss``, ``logits`` and ``num_classes``; may have ``loss_weight(labels)``, what a share of a batch
-            counts (default: its labelled pixels). Left on the device of ``config`` and in its former mode.
+            counts (default: its labelled pixels), and ``at_step(step, steps)``. Left on the
+            device of ``config`` and in its former mode.
         sources: what to learn from; mixed as :class:`fmseg.batches.Mixture` says.
         config: see :class:`TrainConfig`.
         validation: evaluated every ``eval_every`` steps and at the end: a source, or a function of the model and of
@@ -189,11 +219,11 @@ class _Steps(torch.utils.data.Dataset):
     def __init__(self, mixture: Mixture, shares: list[tuple[int, int]]):
         self.mixture, self.shares = mixture, shares
 
-    def __getitem__(self, step: int) -> tuple[int, list[tuple[Tensor, Tensor]]]:
+    def __getitem__(self, step: int) -> tuple[int, list[tuple[Tensor, ...]]]:
         return step, [self.mixture.batch(step, share) for share in self.shares]
 
 
-def _batches(mixture, config, start, world) -> Iterator[tuple[int, list[tuple[Tensor, Tensor]]]]:
+def _batches(mixture, config, start, world) -> Iterator[tuple[int, list[tuple[Tensor, ...]]]]:
     """(step, this process's parts of the batch) from a step on; a step's batch is the same whoever makes it."""
     count = world.size * config.accumulate
     own = [(world.rank * config.accumulate + k, count) for k in range(config.accumulate)]
@@ -222,23 +252,25 @@ class _Stepper:
         parts = {"model": self.model, "optimizer": self.optimizer}
         return parts | ({"scaler": self.scaler} if self.scaler.is_enabled() else {})
 
-    def step(self, step: int, parts: list[tuple[Tensor, Tensor]], mixture: Mixture) -> float:
+    def step(self, step: int, parts: list[tuple[Tensor, ...]], mixture: Mixture) -> float:
         config, world = self.config, distributed.world()
+        if hasattr(self.model, "at_step"):
+            self.model.at_step(step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, group["factor"])
         self._train_mode()
         alone = world.size * len(parts) == 1
-        counts = [1.0] if alone else [self._count(labels) for _, labels in parts]
+        counts = [1.0] if alone else [self._count(labels) for _, labels, *_ in parts]
         total = 1.0 if alone else distributed.sum_over_all(sum(counts), self.device)
         self.optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        for k, ((images, labels), count) in enumerate(zip(parts, counts, strict=True)):
-            images, labels = (t.to(self.device, non_blocking=True) for t in (images, labels))
+        for k, (batch, count) in enumerate(zip(parts, counts, strict=True)):
+            images, labels, *tags = (t.to(self.device, non_blocking=True) for t in batch)
             torch.manual_seed(mixture.model_seed(step, world.rank * len(parts) + k))
             last = k == len(parts) - 1
             with nullcontext() if last or world.size == 1 else self.loss.no_sync():  # exchange gradients once
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    loss = self.loss(images, labels)
+                    loss = self.loss(images, labels, *tags)
                 if not alone:  # DDP averages over processes, so the shares of the sum are multiplied by their number
                     loss = loss * (world.size * count / max(total, 1.0))
                 value += loss.item()

@@ -265,6 +265,19 @@ def test_norms_biases_and_positions_do_not_decay():
     assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
 
 
+def test_a_backbone_learns_at_its_own_rate():
+    model = nn.ModuleDict({"backbone": Tiny(), "head": nn.Conv2d(3, 4, 1), "backbone_of_another_name": nn.Linear(2, 2)})
+    groups = parameter_groups(model, 0.1, backbone_lr=0.1)
+    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
+    assert {factor[id(p)] for p in model["backbone"].parameters()} == {0.1}
+    assert {factor[id(p)] for name in ("head", "backbone_of_another_name") for p in model[name].parameters()} == {1.0}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay[id(model["backbone"].conv.weight)] == 0.1 and decay[id(model["backbone"].norm.weight)] == 0.0
+    before = [(len(g["params"]), g["weight_decay"], g["factor"]) for g in parameter_groups(Tiny(), 0.1)]
+    after = [(len(g["params"]), g["weight_decay"], g["factor"]) for g in parameter_groups(Tiny(), 0.1, backbone_lr=0.5)]
+    assert before == after, "a model without a backbone is not touched"
+
+
 def test_frozen_parameters_stay():
     model = Tiny()
     model.conv.requires_grad_(False)
@@ -290,6 +303,8 @@ def test_config_goes_through_json_and_back():
         ({"steps": 1, "lr": "1e-3"}, "`lr` must be a number > 0, got '1e-3'"),
         ({"steps": 1, "grad_clip": float("nan")}, "`grad_clip` must be a number"),
         ({"steps": 1, "optimizer": "adam"}, "`optimizer` must be one of adamw, sgd; got 'adam'"),
+        ({"steps": 1, "backbone_lr": -0.1}, "`backbone_lr` must be a number >= 0, got -0.1"),
+        ({"steps": 1, "backbone_lr": 0.1, "keys": {"head": {"lr": 2}}}, "`keys` exclude each other; write keys"),
         ({"steps": 1, "augment": "flip"}, r"write \['flip'\]"),
         ({"steps": 1, "augment": ["rotate"]}, "holds 'rotate'; known: flip, crop, color"),
     ],
