@@ -1,0 +1,104 @@
+"""The model before an incremental step: trained once for a seed and setting, kept in a file, shared by every method.
+
+Two families differ by their loss: "softmax" (cross-entropy, as the comparators with pixel labels begin) and "sigmoid"
+(a yes or no for each class, as WILSON and FMWISS begin; ``--bce``). The file is a checkpoint of the one training loop,
+so a base that was interrupted goes on, and one that is finished is read.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fmseg.batches import Source
+from fmseg.distill import binary_cross_entropy
+from fmseg.pixel_loss import resize_scores
+from fmseg.provenance import canonical_hash, closure
+from fmseg.records import lock
+from fmseg.segmenters import Segmenter, build
+from fmseg.training import TrainConfig, TrainResult, train
+
+FAMILIES = ("softmax", "sigmoid")
+DECIDES = ("protocol", "images", "validation", "size", "seed", "segmenter", "backbone", "base")  # keys of a run
+_PROJECT = Path(__file__).resolve().parent.parent
+
+
+class Binary(nn.Module):
+    """A segmenter that learns every class by its own yes or no: WILSON's step 0."""
+
+    def __init__(self, segmenter: Segmenter):
+        super().__init__()
+        self.segmenter, self.num_classes = segmenter, segmenter.num_classes
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """() nats, summed over classes: :func:`fmseg.distill.binary_cross_entropy` at full resolution."""
+        scores = resize_scores(self.segmenter.grid_logits(images), tuple(labels.shape[1:]))
+        return binary_cross_entropy(scores, labels)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W): the segmenter's scores."""
+        return self.segmenter.logits(images)
+
+
+def path_of(config: dict[str, Any], folder: str | PathLike) -> Path:
+    """Where the base model of a run lies: named by what decides it and by the code that trains it."""
+    key = canonical_hash({name: config[name] for name in DECIDES})
+    code = canonical_hash(closure(__name__, _PROJECT))
+    return Path(folder) / f"{key}-{code}.pt"
+
+
+def base_model(
+    config: dict[str, Any],
+    source: Source,
+    validation: Source,
+    classes: int,
+    folder: str | PathLike | None = None,
+    *,
+    progress: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+) -> tuple[Segmenter, TrainResult]:
+    """The base model of a run, from its file or trained now.
+
+    Two processes that want the same one do not train it twice: the second waits and reads.
+
+    Args:
+        config: of a run (:mod:`fmseg.incremental_runs`); ``base`` holds ``family`` and fields of
+            :class:`fmseg.training.TrainConfig` but ``seed``.
+        source, validation: pictures of the base step with its labels; ``DECIDES`` names the keys that they follow from.
+        classes: K, with background.
+        folder: where base models are kept; None: nowhere, it is trained for this run alone.
+        progress, on_step: as in :func:`fmseg.training.train`.
+
+    Returns:
+        The segmenter in eval mode, and its training's result.
+
+    Raises:
+        ValueError: an unknown family, or a file that belongs to other pictures.
+    """
+    options = dict(config["base"])
+    family = options.pop("family")
+    if family not in FAMILIES:
+        raise ValueError(f"`base.family` must be one of {', '.join(FAMILIES)}; got {family!r}")
+    how = TrainConfig.from_dict({**options, "seed": config["seed"]})
+    model = fresh(config, classes)
+    learner = model if family == "softmax" else Binary(model)
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="fmseg-base-") as kept:
+        path = path_of(config, kept)
+        with lock(path.with_suffix(".lock"), f"base model {path.stem}", wait=24 * 3600):
+            result = train(
+                learner, source, how, validation=validation, checkpoint=path,
+                checkpoint_every=max(1, how.steps // 8), progress=progress, on_step=on_step,
+            )  # fmt: skip
+    return model.eval(), result
+
+
+def fresh(config: dict[str, Any], num_classes: int) -> Segmenter:
+    """The run's segmenter before any training: its backbone from the configuration, its head from the seed."""
+    return build(
+        config["segmenter"], num_classes=num_classes, image_size=config["size"], seed=config["seed"],
+        backbone=config["backbone"],
+    )  # fmt: skip
