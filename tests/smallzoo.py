@@ -6,8 +6,6 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from fmseg import incremental_runs
-from fmseg.segmenters import build
 from fmseg.zoo_configs import CLIP, VIT, VIT_MEAN, VIT_STD
 
 
@@ -30,8 +28,18 @@ def write_zoo(home, seed=0):
     facts = {"architecture": "vit", "kwargs": VIT, "mean": VIT_MEAN, "std": VIT_STD}
     for name, vit in vits.items():
         _save(home / name, "model.safetensors", vit, {"config.json": facts})
+    from fmseg.segmenters import build
+
     trunk = build("deeplabv3", num_classes=2, seed=seed + 1).model.backbone
     _save(home / "backbone-deeplabv3", "backbone.safetensors", trunk, {})
+    return home
+
+
+def write_cards(home):
+    """A zoo of cards alone, for what reads hashes and never weights."""
+    for name in ("clip", "mim", "dino", "backbone-deeplabv3"):
+        (home / name).mkdir(parents=True)
+        (home / name / "card.json").write_text(json.dumps({"files": {"model": name}, "training": {"code": ""}}))
     return home
 
 
@@ -53,7 +61,9 @@ def config(method="fmwiss", *, protocol="mini/10-10/overlap", seed=100, train=No
     images = {"coco": 32, "voc": 16} if "coco" in protocol else {"voc": 16}
     chosen = (FMWISS | options) if method == "fmwiss" else options
     how = TRAIN | (train or {})
-    base = {**TRAIN, "steps": 2, "family": incremental_runs.family(method)}
+    from fmseg.incremental_runs import family
+
+    base = {**TRAIN, "steps": 2, "family": family(method)}
     return {
         "method": method, "seed": seed, "protocol": protocol, "images": images, "validation": 4, "size": 64,
         "segmenter": "deeplabv3", "backbone": "scratch", "base": None if method == "joint" else base, "train": how,

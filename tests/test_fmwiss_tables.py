@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from smallzoo import write_zoo
+from smallzoo import write_cards
 
 from fmseg import claims, estimand, fmwiss_ablations, fmwiss_pseudo, fmwiss_tables, tables
 from fmseg.experiment import behind, perform
@@ -26,7 +26,7 @@ ALL = {**fmwiss_tables.EXPERIMENTS, **fmwiss_ablations.EXPERIMENTS, fmwiss_pseud
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    return write_zoo(tmp_path_factory.mktemp("zoo"))
+    return write_cards(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(autouse=True)
@@ -292,3 +292,12 @@ def test_a_family_records_the_rules_of_all_its_tables(settings):
     mine = rules(replace(ALL["fmwiss-t2"]), settings)
     listed = [c for c in claims.testable(claims.load(ROOT / "claims.yaml")) if c["id"].startswith("fmwiss.")]
     assert set(mine) == {c["id"] for c in listed}
+
+
+def test_a_stage_waits_for_earlier_tables_that_lend_and_for_no_later_ones(monkeypatch):
+    from fmseg import pipeline
+
+    monkeypatch.setattr(pipeline, "EXPERIMENTS", ALL)
+    assert pipeline._lenders("15_fmwiss_t1") == [], "the first of the family"
+    assert pipeline._lenders("16_fmwiss_t2") == ["fmwiss-t1"]
+    assert pipeline._lenders("18_fmwiss_ablations") == ["fmwiss-t1", "fmwiss-t2", "fmwiss-t3"]
