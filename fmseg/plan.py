@@ -70,9 +70,10 @@ class Prediction:
 def kind_of(config: dict) -> tuple:
     """Runs of one kind cost the same a step: same model, images and batch."""
     train = config["train"]
+    where = config.get("draw") or config.get("data") or config["protocol"]
     return (
-        config["method"], config["size"], tuple(config.get("crop", ())), config.get("draw") or config.get("data"),
-        train.get("batch_size"), train.get("precision", "fp32"),
+        config["method"], config["size"], tuple(config.get("crop", ())), where, train.get("batch_size"),
+        train.get("precision", "fp32"), "own_clip" in config.get("options", {}),
     )  # fmt: skip
 
 
@@ -120,6 +121,8 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
 
     On a CPU a paper-size model is timed at batch one and scaled by the batch size.
     """
+    if "protocol" in config:
+        return _calibrate_step(config, clock)
     from fmseg import paper_segmenters, segmenters
     from fmseg.batches import Source
     from fmseg.training import TrainConfig, train
@@ -153,6 +156,15 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
         step, _picture_seconds(model, config, clock), _prepare_seconds(config, clock), memory, checkpoint,
         torch.cuda.get_device_name() if cuda else "CPU", None if batch == options.batch_size else batch,
     )  # fmt: skip
+
+
+def _calibrate_step(config: dict, clock) -> Cost:
+    from fmseg import plan_incremental
+
+    _forget_peak_memory()
+    step, prepare, model = plan_incremental.calibrate(config, clock)
+    memory, parameters = _peak_memory(), sum(p.numel() * p.element_size() for p in model.parameters())
+    return Cost(step, _picture_seconds(model, config, clock), prepare, memory, 3 * parameters, "CPU", None)
 
 
 def _forget_peak_memory() -> None:
