@@ -70,12 +70,13 @@ class Prediction:
 
 def kind_of(config: dict) -> tuple:
     """Runs of one kind cost the same a step: same model, images and batch; or the same measurement of the zoo."""
-    if "zoo" in config:
+    if "zoo" in config and "protocol" not in config:
         return (config["method"],)
     train = config["train"]
+    where = config.get("draw") or config.get("data") or config["protocol"]
     return (
-        config["method"], config["size"], tuple(config.get("crop", ())), config.get("draw") or config.get("data"),
-        train.get("batch_size"), train.get("precision", "fp32"),
+        config["method"], config["size"], tuple(config.get("crop", ())), where, train.get("batch_size"),
+        train.get("precision", "fp32"), "own_clip" in config.get("options", {}),
     )  # fmt: skip
 
 
@@ -124,6 +125,8 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
     On a CPU a paper-size model is timed at batch one and scaled by the batch size. A measurement of the zoo is timed on
     a few pictures and on twice as many.
     """
+    if "protocol" in config:
+        return _calibrate_step(config, clock)
     if "zoo" in config:
         return _measurement(config, clock)
     from fmseg import paper_segmenters, segmenters
@@ -175,6 +178,15 @@ def _measurement(config: dict, clock: Callable[[], float]) -> Cost:
     picture = max(0.0, marks[1] - marks[0]) / MEASURED
     step = picture * config["images"] / config["train"]["steps"]
     return Cost(step, 0.0, max(0.0, marks[0] - MEASURED * picture), _peak_memory(), 0, "CPU")
+
+
+def _calibrate_step(config: dict, clock) -> Cost:
+    from fmseg import plan_incremental
+
+    _forget_peak_memory()
+    step, prepare, model = plan_incremental.calibrate(config, clock)
+    memory, parameters = _peak_memory(), sum(p.numel() * p.element_size() for p in model.parameters())
+    return Cost(step, _picture_seconds(model, config, clock), prepare, memory, 3 * parameters, "CPU", None)
 
 
 def _forget_peak_memory() -> None:

@@ -23,12 +23,13 @@ SEEDS = 3  # of headline tables
 
 
 def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[dict]:
-    """The runs that a rerun trains: all, or those of the first three seeds of a headline table."""
+    """The runs that a rerun trains: all, or those of a headline table's first three seeds and headline methods."""
     configs = experiment.configs(settings)
     if scope == "all":
         return configs
     seeds = sorted({c["seed"] for c in configs})[:SEEDS]
-    return [c for c in configs if c["seed"] in seeds] if experiment.headline else []
+    methods = experiment.headline_methods or {c["method"] for c in configs}
+    return [c for c in configs if c["seed"] in seeds and c["method"] in methods] if experiment.headline else []
 
 
 def rerun(settings: Settings, scope: str = "headline", progress: bool = True) -> list[dict]:
@@ -59,6 +60,7 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True) ->
             report = obtain(
                 wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,
                 scratch=folder / "scratch", root=settings.root, progress=progress,
+                lenders=[folder / id for id in experiment.lenders],
             )  # fmt: skip
             records = [report.records.get(run_key(c)) for c in experiment.configs(settings)]
             committed = tables.read(settings.results / "tables" / f"{experiment.id}.json")

@@ -1,0 +1,150 @@
+"""FMWISS's tables 1 to 3: VOC 15-5, VOC 10-10 and COCO-to-VOC in miniature, beside the papers' numbers."""
+
+from fmseg import incremental_configs, incremental_tables
+from fmseg.experiment import Experiment, on_real_data, provenance
+from fmseg.fmwiss_paper import NOT_RUN, PRINTED, printed
+from fmseg.incremental_configs import HEADLINE, SETTINGS, run_config
+from fmseg.incremental_tables import Entry, by_place, cells_of, forgotten
+from fmseg.protocols import get
+from fmseg.settings import Settings
+from fmseg.tables import cell, not_run, row, table
+
+METHODS = {  # rows as the paper calls them
+    "Joint": "joint", "FT": "ft", "LwF": "lwf", "LwF-MC": "lwf-mc", "ILT": "ilt", "MiB": "mib", "PLOP": "plop",
+    "SDR": "sdr", "CAM": "cam", "SS": "ss", "WILSON": "wilson", "FMWISS": "fmwiss",
+}  # fmt: skip
+_STEPS = {"15-5": ("1-15", "16-20"), "10-10": ("1-10", "11-20")}
+COLUMNS = {  # table -> setting -> {what is measured: column}, in the paper's order
+    id: {
+        f"{task} {kind}": {
+            "old": f"{kind} {_STEPS[task][0]}", "new": f"{kind} {_STEPS[task][1]}", "all": f"{kind} all",
+            "forgetting": f"{kind} forgetting",
+        }
+        for kind in ("disjoint", "overlap")
+    }
+    for id, task in (("fmwiss-t1", "15-5"), ("fmwiss-t2", "10-10"))
+}  # fmt: skip
+COLUMNS["fmwiss-t3"] = {
+    "COCO-to-VOC": {
+        "old": "COCO old", "new": "COCO new", "all": "COCO all", "other": "VOC new", "forgetting": "COCO forgetting",
+    }
+}  # fmt: skip
+TITLES = {
+    "fmwiss-t1": ("Five classes added to fifteen", "FMWISS, table 1 (VOC 15-5)"),
+    "fmwiss-t2": ("Ten classes added to ten", "FMWISS, table 2 (VOC 10-10)"),
+    "fmwiss-t3": ("Another data set's classes added", "FMWISS, table 3 (COCO-to-VOC)"),
+}
+OWN_ROWS = {"fmwiss-t3": ("Joint", "LwF-MC", "SDR")}  # rows that the paper's table does not have
+BEFORE = {"softmax base model": "FT", "sigmoid base model": "WILSON"}  # whose base models these are
+
+
+def labels(id: str) -> list[str]:
+    """Rows in the paper's order, its own first; then those it does not have."""
+    return [r.label for r in PRINTED[id]] + list(OWN_ROWS.get(id, ()))
+
+
+def entries(id: str, settings: Settings) -> list[Entry]:
+    """Every run of a table with its place."""
+    return [
+        Entry(label, setting, run_config(settings, METHODS[label], seed, setting))
+        for label in labels(id)
+        if label in METHODS
+        for setting in COLUMNS[id]
+        for seed in incremental_configs.seeds(settings, METHODS[label])
+    ]
+
+
+def build(id: str, settings: Settings, records: list[dict | None]) -> dict:
+    """A table from its records; pure."""
+    real = on_real_data(settings)
+    found, rows = {} if real else by_place(entries(id, settings), records), []
+    own = OWN_ROWS.get(id, ())
+    for label in labels(id):
+        papers = [] if label in own else printed(id, label)
+        cells = {}
+        for setting, columns in COLUMNS[id].items():
+            count = len([g for g in columns if g != "forgetting"])
+            mine, papers = papers[:count], papers[count:]
+            if label in NOT_RUN:
+                cells |= {c: not_run(NOT_RUN[label], mine[k] if k < len(mine) else None)
+                          for k, c in enumerate(columns.values())}  # fmt: skip
+            else:
+                cells |= cells_of(found.get((label, setting), {}), setting, columns, mine)
+        rows.append(row(label, cells))
+    rows += [] if real else [*_before(id, found), *incremental_tables.ceiling_rows(settings, COLUMNS[id])]
+    title, paper = TITLES[id]
+    columns = [column for names in COLUMNS[id].values() for column in names.values()]
+    return table(
+        id, title, paper, "% mIoU", columns, rows, note=_note(id, settings),
+        provenance=provenance(EXPERIMENTS[id], settings, records),
+    )  # fmt: skip
+
+
+def _before(id: str, found: dict) -> list[dict]:
+    """Rows of the models before the step, on the old classes."""
+    rows = []
+    for label, of in BEFORE.items():
+        cells = {}
+        for setting, columns in COLUMNS[id].items():
+            old = get(SETTINGS[setting]).groups()["old"]
+            runs = {s: incremental_tables.mean(r["result"]["base_iou"], old)
+                    for s, r in found.get((of, setting), {}).items()}  # fmt: skip
+            cells[columns["old"]] = cell(runs) if runs else not_run(incremental_tables.MISSING)
+        rows.append(row(label, cells))
+    return rows
+
+
+def _note(id: str, settings: Settings) -> str:
+    text = (
+        "Old and new leave background out, all counts it. Forgetting: IoU of old classes before the step less after. "
+        "Rows of pixel labels: Joint to RECALL; of image labels: CAM to FMWISS. FMWISS keeps cut-outs of old objects "
+        "with their masks, the other rows of image labels keep none. "
+    )
+    if id == "fmwiss-t3":
+        text += "Joint, LwF-MC and SDR are not in the paper's table. "
+    if on_real_data(settings):
+        return text + "Nothing was run on the papers' data sets."
+    seen = settings.get("incremental.exposures")
+    drawn = ", ".join(f"{n} `{d}`" for d, n in settings.get("incremental.images").items())
+    return text + (
+        f"Mini world, DeepLabV3 at mini size; {seen['base']} pictures seen in the base step, {seen['step']} in the "
+        f"step, out of {drawn} pictures of which each step keeps those it may see. A seed fixes pictures, base model, "
+        "weights and order; base models are shared by all methods of a loss (softmax or sigmoid)."
+    )
+
+
+def per_class(id: str, settings: Settings, records: list[dict | None], label: str, setting: str) -> list[dict]:
+    """IoU and forgetting of every class in one row and setting, means over its seeds, for figures.
+
+    Returns:
+        One dict a class of the protocol: name, step (0 or 1), iou and forgotten in percent (None where undefined), n.
+    """
+    runs = list(by_place(entries(id, settings), records).get((label, setting), {}).values())
+    protocol, listed = get(SETTINGS[setting]), []
+    for k, name in enumerate(protocol.order):
+        iou = [r["result"]["iou"][k] for r in runs]
+        lost = [forgotten(r)[k] for r in runs if "base_iou" in r["result"] and k < len(r["result"]["base_iou"])]
+        listed.append(
+            {"name": name, "step": int(k in protocol.new(1)), "iou": _percent(iou), "forgotten": _percent(lost),
+             "n": len(runs)}
+        )  # fmt: skip
+    return listed
+
+
+def _percent(values: list[float | None]) -> float | None:
+    there = [100 * v for v in values if v is not None]
+    return sum(there) / len(there) if there else None
+
+
+def _made(id: str, stage: str) -> Experiment:
+    return incremental_tables.experiment(
+        id, stage, lambda settings: entries(id, settings), lambda settings, records: build(id, settings, records),
+        headline=True, methods=HEADLINE,
+    )  # fmt: skip
+
+
+EXPERIMENTS = {
+    "fmwiss-t1": _made("fmwiss-t1", "15_fmwiss_t1"),
+    "fmwiss-t2": _made("fmwiss-t2", "16_fmwiss_t2"),
+    "fmwiss-t3": _made("fmwiss-t3", "17_fmwiss_t3"),
+}
