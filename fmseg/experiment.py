@@ -44,7 +44,8 @@ class Experiment:
         configs: settings -> the runs' configurations.
         table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
         cell: config -> label of the runs that differ from it by their seed alone.
-        headline: whether `make rerun` trains it again without being asked for everything.
+        headline: whether `make rerun` trains it again without being asked for everything; or, of a configuration, whether
+            it trains that run.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
     """
 
@@ -54,7 +55,7 @@ class Experiment:
     configs: Callable[[Settings], list[dict[str, Any]]]
     table: Callable[[Settings, list[dict | None]], dict]
     cell: Callable[[dict], str]
-    headline: bool = True
+    headline: bool | Callable[[dict], bool] = True
     photos: str | None = None
 
     def can_train(self) -> bool:

@@ -96,6 +96,12 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.asks)
 
+    def rows(self, start: int, stop: int) -> "Pictures":
+        """The pictures from ``start`` to before ``stop``, as a set of its own."""
+        part = slice(start, stop)
+        arrays = (array[part] for array in (self.images, self.latents, self.heat, self.truth))
+        return Pictures(self.asks[part], *arrays, self.key | {"rows": [start, stop]})
+
 
 def paint(asks: Sequence[Ask], steps: int, guidance: float, pipe=None) -> parts.Arrays:
     """Paint pictures in groups of :data:`fmseg.generation.GROUP`.
@@ -215,11 +221,7 @@ def kept_features(pictures: Pictures, step: int, keep: bool = True) -> dict[str,
     key = pictures.key | {"step": step}
 
     def make(number: int) -> parts.Arrays:
-        rows = slice(number * PART, (number + 1) * PART)
-        some = Pictures(
-            pictures.asks[rows], pictures.images[rows], pictures.latents[rows], pictures.heat[rows],
-            pictures.truth[rows], pictures.key,
-        )  # fmt: skip
+        some = pictures.rows(number * PART, (number + 1) * PART)
         return {group: tensor.numpy() for group, tensor in features(some, step).items()}
 
     whole = len(pictures) // PART * PART
