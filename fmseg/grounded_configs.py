@@ -205,4 +205,3 @@ def _segmenter_run(settings: Settings, method: str, draw: str, seed: int) -> dic
         "zoo": weights("diffusion", "oracle"),
         "train": dict(train),
     }
-

@@ -8,7 +8,7 @@ from fmseg.grounded_scores import COLUMNS
 SOURCE = "Grounded Diffusion, project page"
 DRAWS = ("voc", "coco")  # they play P-sim and C-sim
 
-# Table 1, rows by split, then the printed average: P-sim one seen, one unseen, two seen, two S+U, two unseen, then C-sim
+# Table 1, rows by split, then the printed average: P-sim, then C-sim, each with the columns of the scores
 DAAM = (
     (61.66, 75.63, 46.74, 51.31, 69.94, 62.25, 55.56, 49.68, 52.06, 43.35),
     (65.75, 59.25, 49.08, 47.98, 41.50, 60.08, 65.55, 48.80, 54.66, 33.22),

@@ -160,7 +160,9 @@ def painted(
     arrays = parts.joined(parts.obtain(path, numbers(count), make), count)
     asks = tuple(ask(kind, classes, stream, k, rich) for k in range(count))
     none = np.zeros((count, 0, 0), np.uint8)
-    return Pictures(asks, arrays["images"], arrays["latents"], arrays["heat"].astype(np.float32), none, key | {"set": path.name})
+    return Pictures(
+        asks, arrays["images"], arrays["latents"], arrays["heat"].astype(np.float32), none, key | {"set": path.name}
+    )
 
 
 def numbers(count: int) -> range:

@@ -128,7 +128,11 @@ def curve(losses: list[float], points: int = 20) -> list[list[float]]:
 def fingerprint(data: Triplets) -> list:
     """Tells sets apart: sizes, and sums over masks, names and features."""
     sums = [int(data.masks.sum()), int(data.named.sum()), int(data.detected.sum())]
-    return [*data.named.shape, *sums, *(float(t[:: max(1, len(t) // 16)].float().sum()) for t in data.features.values())]
+    return [
+        *data.named.shape,
+        *sums,
+        *(float(t[:: max(1, len(t) // 16)].float().sum()) for t in data.features.values()),
+    ]
 
 
 @torch.no_grad()
