@@ -137,12 +137,14 @@ def fingerprint(data: Triplets) -> list:
 
 @torch.no_grad()
 def answers(head: nn.Module, data: Triplets, batch: int = 25) -> Tensor:
-    """(N, O, H, W) float32 logits for the named classes of each picture; 0 where none is named. Buffers stay."""
+    """(N, O, H, W) float32 logits for the named classes of each picture; 0 where none is named. Buffers and mode stay."""
+    was_training = head.training
     head.eval()
     made = []
     for start in range(0, len(data), batch):
         features, text, masks, _, present = batch_of(data, torch.arange(start, min(start + batch, len(data))))
         made.append(head(features, text, size=masks.shape[2:], present=present))
+    head.train(was_training)
     return torch.cat(made)
 
 
