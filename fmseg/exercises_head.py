@@ -89,7 +89,7 @@ loss_of_masks = Exercise(
     lambda logits, masks, detected: grounding_loss(logits, masks, detected),
     _answers,
     {
-        "Classes that the oracle did not find count with an empty mask: that is the row that Table 3 advises against.": (
+        "Classes that the oracle did not find count with an empty mask: the row that Table 3 advises against.": (
             lambda logits, masks, detected: grounding_loss(logits, masks, detected, undetected="zero")
         ),
         "The mean over all classes that count: the recipe adds the classes of a picture up and divides by pictures.": (

@@ -22,7 +22,7 @@ fold_halves = Exercise(
     _folded,
     _rows,
     {
-        "Two neighbouring rows are put together, as the official code does: for one picture that is right, for more the "
+        "Two neighbouring rows are put together, as the official code does: right for one picture, but for more the "
         "row without prompt of one meets that of another.": lambda rows: rows.reshape(-1, 2 * rows.shape[1], 2, 2),
         "The rows without prompt come first, both in the batch and in the channels: you turned them round.": (
             lambda rows: torch.cat(rows.chunk(2)[::-1], 1)

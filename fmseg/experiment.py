@@ -44,8 +44,8 @@ class Experiment:
         configs: settings -> the runs' configurations.
         table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
         cell: config -> label of the runs that differ from it by their seed alone.
-        headline: whether `make rerun` trains it again without being asked for everything; or, of a configuration, whether
-            it trains that run.
+        headline: whether `make rerun` trains it again without being asked for everything; or a function that says it of
+            each configuration.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
     """
 

@@ -137,7 +137,7 @@ def fingerprint(data: Triplets) -> list:
 
 @torch.no_grad()
 def answers(head: nn.Module, data: Triplets, batch: int = 25) -> Tensor:
-    """(N, O, H, W) float32 logits for the named classes of each picture; 0 where none is named. Buffers and mode stay."""
+    """(N, O, H, W) float32 logits of the named classes of each picture, 0 where none is named; the head is unchanged."""
     was_training = head.training
     head.eval()
     made = []

@@ -190,8 +190,8 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     grounded_runs.run(toys.config(), checkpoint=tmp_path / "run.pt")
     with pytest.raises(ValueError, match="belongs to another run: seed"):
         data = grounded_runs.training_set(toys.config())
-        head, options = grounded_train.build(toys.SMALL, toys.config()["head"], 1), {**toys.config()["train"], "seed": 1}
-        config = grounded_train.TrainConfig.from_dict(options)
+        head = grounded_train.build(toys.SMALL, toys.config()["head"], 1)
+        config = grounded_train.TrainConfig.from_dict({**toys.config()["train"], "seed": 1})
         grounded_train.train(head, data, config, checkpoint=tmp_path / "run.pt")
 
 
@@ -207,7 +207,8 @@ def test_a_head_learns_what_it_is_shown():
     images = np.zeros((8, 64, 64, 3), np.uint8)
     text = torch.randn(2, 16)
     data = grounded_sets.Triplets(features, named, masks, named >= 0, ("a", "b"), text, images)
-    head = grounded_train.build(toys.SMALL, {"widths": [4, 4, 4, 8], "dim": 16, "heads": 2, "layers": 1, "hidden": 16}, 0)
+    sizes = {"widths": [4, 4, 4, 8], "dim": 16, "heads": 2, "layers": 1, "hidden": 16}
+    head = grounded_train.build(toys.SMALL, sizes, 0)
     config = grounded_train.TrainConfig(steps=40, batch_size=4, lr=5e-3, weight_decay=0.0, schedule="constant")
     how = grounded_train.train(head, data, config)
     answer = grounded_train.answers(head, data) > 0

@@ -6,15 +6,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from toys import ROOT
 
-from fmseg import claims, estimand, grounded_configs, grounded_paper, tables, verdicts, zoo
+from fmseg import claims, grounded_configs, grounded_paper, tables, verdicts, zoo
 from fmseg import grounded_tables as grounded
-from fmseg.rerun import configs_of
 from fmseg.records import run_key
+from fmseg.rerun import configs_of
 from fmseg.settings import load
 from fmseg.zero_shot import CLIP_DENSE
 from fmseg.zero_shot_table import T2
-from toys import ROOT
 
 PROTOCOL_ONE = (grounded.T1, grounded.NOVELTY, grounded.T3, grounded.T4, grounded.TIMESTEPS, grounded.INVERSION)
 ROWS = {
