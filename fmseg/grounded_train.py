@@ -137,7 +137,7 @@ def fingerprint(data: Triplets) -> list:
 
 @torch.no_grad()
 def answers(head: nn.Module, data: Triplets, batch: int = 25) -> Tensor:
-    """(N, O, H, W) float32 logits of the named classes of each picture, 0 where none is named; the head is unchanged."""
+    """(N, O, H, W) float32 logits of each picture's named classes, 0 where none is named. The head stays as it is."""
     was_training = head.training
     head.eval()
     made = []

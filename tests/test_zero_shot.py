@@ -183,7 +183,7 @@ def test_background_is_no_answer():
     scores[2] = 9.0  # background
     scores[1, :2] = 1.0
     found = zero_shot.confusion_of(lambda x: scores.expand(len(x), -1, -1, -1), torch.nn.Module(), images, truth, 2)
-    assert found.compute().tolist() == [0.5, 0.0]
+    assert found.compute()[0] == 0.5 and found.matrix.shape == (2, 2)
 
 
 def test_a_run_that_learns_from_nothing_is_refused():
