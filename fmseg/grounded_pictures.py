@@ -23,7 +23,7 @@ from fmseg.taps import GROUPS, Taps, guidance_halves
 from fmseg.words import STUFF, article, find
 
 PART = 2 * GROUP  # pictures a part; whole parts are painted, so that a larger set begins with a smaller one
-KINDS = ("one", "two")
+KINDS = ("one", "two", "any two")
 MOST = 2  # classes in a prompt
 
 
@@ -50,7 +50,8 @@ def ask(kind: str, classes: Sequence[str], stream: str, index: int, rich: bool =
     """The index-th picture of an endless set.
 
     Args:
-        kind: 'one': classes in turn, one a picture; 'two': two different ones, drawn uniformly.
+        kind: 'one': classes in turn, one a picture; 'two': two different ones, drawn uniformly; 'any two': drawn one by
+            one, as officially, so that both may be the same.
         classes: names.
         stream: which set; others have other pairs and noise.
         index: >= 0.
@@ -61,13 +62,14 @@ def ask(kind: str, classes: Sequence[str], stream: str, index: int, rich: bool =
         ValueError: unknown kind, or too few classes.
     """
     find(kind, KINDS, "kind")
-    if len(classes) < 1 + KINDS.index(kind):
-        raise ValueError(f"`classes` must be at least {1 + KINDS.index(kind)} for kind {kind!r}; got {list(classes)}")
+    least = 2 if kind == "two" else 1
+    if len(classes) < least:
+        raise ValueError(f"`classes` must be at least {least} for kind {kind!r}; got {list(classes)}")
     rng = np.random.default_rng(number_of(stream, kind, index))
     if kind == "one":
         names = (classes[index % len(classes)],)
     else:
-        names = tuple(classes[int(k)] for k in rng.choice(len(classes), 2, replace=False))
+        names = tuple(classes[int(k)] for k in rng.choice(len(classes), 2, replace=kind == "any two"))
     end = f" on {STUFF[int(rng.integers(len(STUFF)))]}" if rich else ""
     return Ask(names, prompt_of(names, end), number_of(stream, kind, index, "noise"))
 
@@ -131,7 +133,7 @@ def paint(asks: Sequence[Ask], steps: int, guidance: float, pipe=None) -> parts.
             )  # fmt: skip
         heat = torch.zeros(len(group), MOST, side, side)
         for row, wanted in enumerate(group):
-            positions = token_positions(wanted.prompt, wanted.names, pipe.tokenizer)
+            positions = token_positions(wanted.prompt, wanted.names, pipe.tokenizer, repeated=True)
             maps = heat_maps(recorder.of(row), positions, side).cpu()
             heat[row, : len(maps)] = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)
         latents = torch.stack(before, 1).numpy()

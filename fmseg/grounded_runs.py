@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
-import torch
+import numpy as np
 
 from fmseg import grounded_scores as scored
 from fmseg import grounded_sets as sets
@@ -16,7 +16,7 @@ from fmseg import grounded_train, zoo
 from fmseg.datasets import get_draw
 from fmseg.generation import text_to_image
 from fmseg.grounded_inverted import inverted, true_triplets
-from fmseg.grounded_pictures import Ask, Pictures, painted
+from fmseg.grounded_pictures import KINDS, Ask, Pictures, painted
 from fmseg.grounded_sets import Triplets
 from fmseg.grounding import GroundingHead
 from fmseg.provenance import canonical_hash
@@ -79,9 +79,10 @@ def trained(config: Mapping, **how: Any) -> tuple[GroundingHead, dict]:
 def training_set(config: Mapping) -> Triplets:
     """What a head learns from: pictures that name seen classes alone.
 
-    ``pictures`` of the configuration: ``from`` (one of :data:`LEARN_FROM`). Painted: ``one``, ``two`` (how many are
-    painted of each kind), ``of`` ('draw': of all its classes, so that splits share them, and those of unseen classes
-    are passed over; 'seen'), ``share`` (of them that a seed sees). Inverted: ``images`` of the draw's training split.
+    ``pictures`` of the configuration: ``from`` (one of :data:`LEARN_FROM`). Painted: how many of each of
+    :data:`fmseg.grounded_pictures.KINDS`, ``of`` ('draw': of all its classes, so that splits share them, and those of
+    unseen classes are passed over; 'seen'), ``share`` (of them that a seed sees). Inverted: ``images`` of the draw's
+    training split.
 
     Raises:
         ValueError: an unknown source, or nothing is left to learn from.
@@ -92,8 +93,8 @@ def training_set(config: Mapping) -> Triplets:
         return _inverted_set(config, seen, "train", what["images"], LEARN_FROM[source] == LEARN_FROM[1])
     classes = draw_things(config["draw"]) if what["of"] == "draw" else seen
     found = []
-    for kind in ("one", "two"):
-        if what[kind]:
+    for kind in KINDS:
+        if what.get(kind):
             pictures = painted(
                 kind, classes, "train", what[kind], steps=config["sampling"]["steps"],
                 guidance=config["sampling"]["train"],
@@ -179,7 +180,7 @@ def _of_inverted(pictures: Pictures, config: Mapping, classes, true: bool) -> Tr
 
 def _side_by_side(several: list[Pictures]) -> Pictures:
     joined = {
-        what: torch.cat([torch.from_numpy(getattr(p, what)) for p in several]).numpy()
+        what: np.concatenate([getattr(p, what) for p in several])
         for what in ("images", "latents", "heat", "truth")
     }
     return Pictures(tuple(a for p in several for a in p.asks), **joined, key={"sets": [p.key for p in several]})
@@ -187,25 +188,25 @@ def _side_by_side(several: list[Pictures]) -> Pictures:
 
 def _head(config, checkpoint, checkpoint_every, on_step) -> dict[str, Any]:
     head, how = trained(config, checkpoint=checkpoint, checkpoint_every=checkpoint_every, on_step=on_step)
+    sets_of = test_sets(config)
     found = {
         name: scored.scores(grounded_train.answers(head, data) > 0, data, groups)
-        for name, (_, data, groups) in test_sets(config).items()
+        for name, (_, data, groups) in sets_of.items()
     }
     result = {"miou": scored.mean_score(next(iter(found.values()))), "weights": grounded_train.identity(head)}
-    result |= {"scores": found, "pictures": how["pictures"]} | _oracle_against_truth(config)
+    result |= {"scores": found, "pictures": how["pictures"]}
+    if "real, truth" in sets_of:
+        result["against truth"] = _oracle_against_truth(*(sets_of[f"real, {k}"][1:] for k in ("truth", "oracle")))
     return {"result": result, "curve": how["curve"], "seconds": how["seconds"], "model": head}
 
 
-def _oracle_against_truth(config: Mapping) -> dict:
-    """With real test pictures: the oracle's masks in them, as painted again, against the true ones."""
-    if not config["test"].get("real"):
-        return {}
-    made = test_sets(config | {"test": {"real": config["test"]["real"]}})
-    (_, true, groups), (_, by_oracle, _) = made["real, truth"], made["real, oracle"]
-    found = {"oracle": scored.scores(by_oracle.masks, true, groups)}
+def _oracle_against_truth(true: tuple[Triplets, list], by_oracle: tuple[Triplets, list]) -> dict:
+    """On real test pictures: the oracle's masks in them, as painted again, against the true ones, and the ceilings."""
+    (data, groups), (other, _) = true, by_oracle
+    found = {"oracle": scored.scores(other.masks, data, groups)}
     for cells in CEILINGS:
-        found[f"ceiling {cells}"] = scored.scores(scored.through_grid(true.masks, cells), true, groups)
-    return {"against truth": found}
+        found[f"ceiling {cells}"] = scored.scores(scored.through_grid(data.masks, cells), data, groups)
+    return found
 
 
 def _daam(config) -> dict[str, Any]:

@@ -80,21 +80,23 @@ def _widened(x: Tensor, most: int, fill) -> Tensor:
     return torch.cat([x, extra], 1)
 
 
-def seen_by(oracle: str, pictures: Pictures) -> list[list[Instance]]:
+def seen_by(oracle: str, pictures: Pictures, swapped: bool = False) -> list[list[Instance]]:
     """Every instance of a class of the draw's things that an oracle of the zoo finds, with its smallest fragments.
 
     Args:
         oracle: 'oracle' or 'judge'. pictures: painted ones, looked at once and kept in shared parts.
+        swapped: the oracle is handed red for blue, as the official code does with its detector.
 
     Returns:
         For each picture its instances, best first, ``label`` in the oracle's ids.
     """
-    key = pictures.key | {"oracle": zoo.weights_hash(oracle)}
+    key = pictures.key | {"oracle": zoo.weights_hash(oracle), "swapped": swapped}
+    images = pictures.images[..., ::-1] if swapped else pictures.images
     path = parts.folder("oracle", key, "fmseg.grounded_sets")
     size = grounded_pictures.PART
 
     def make(number: int) -> parts.Arrays:
-        return _looked_at(oracle, pictures.images[number * size : (number + 1) * size])
+        return _looked_at(oracle, np.ascontiguousarray(images[number * size : (number + 1) * size]))
 
     whole = len(pictures) // size
     found = parts.obtain(path, range(whole), make)
@@ -178,14 +180,16 @@ def triplets(
         pictures: painted ones.
         classes: names, of which pictures name some.
         step: of the features, counted from the clean end.
-        oracle: ``name`` of the zoo's model, and ``rule``, ``score``, ``area`` of :func:`oracle_masks`.
+        oracle: ``name`` of the zoo's model, ``rule``, ``score``, ``area`` of :func:`oracle_masks`, and perhaps
+            ``swapped`` of :func:`seen_by`.
         text: (C, D) queries; None: from the zoo's text encoder.
         keep: whether features are kept in shared parts.
     """
     options = {key: oracle[key] for key in RULES}
     known = load_oracle(oracle["name"])[1]
     size = pictures.images.shape[1:3]
-    masks, detected = oracle_masks(seen_by(oracle["name"], pictures), pictures.asks, known, size, **options)
+    found = seen_by(oracle["name"], pictures, oracle.get("swapped", False))
+    masks, detected = oracle_masks(found, pictures.asks, known, size, **options)
     text = grounded_pictures.queries(classes) if text is None else text
     made = grounded_pictures.kept_features(pictures, step, keep)
     return Triplets(

@@ -22,7 +22,6 @@ from fmseg.grounding import GroundingHead
 from fmseg.grounding_targets import grounding_loss
 from fmseg.train_config import TrainConfig, learning_rate, optimizer_of
 
-OFFICIAL = {"steps": 5000, "batch_size": 1, "lr": 1e-5, "weight_decay": 0.0, "schedule": "constant"}
 QUIRKS = {"undetected": "skip", "average": "pictures"}
 
 

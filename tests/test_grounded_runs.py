@@ -123,6 +123,20 @@ def test_pictures_of_seen_classes_alone():
     assert data.classes == VOC_THINGS[:3] and len(data) > 15
 
 
+def test_official_quirks_are_options():
+    """The same class twice in a prompt, and an oracle that is handed red for blue."""
+    pairs = [ask("any two", VOC_THINGS[:2], "toys", k).names for k in range(20)]
+    assert {len(set(p)) for p in pairs} == {1, 2}
+    what = {"from": "painted", "any two": 20, "of": "seen", "share": 1.0}
+    options = {"rule": "best", "score": 0.0, "area": 1}
+    config = toys.config(pictures=what, oracle=options, seen=list(VOC_THINGS[:2]))
+    data = grounded_runs.training_set(config)
+    twice = data.named[:, 0] == data.named[:, 1]
+    assert twice.any() and torch.equal(data.masks[twice, 0], data.masks[twice, 1])
+    swapped = grounded_runs.training_set(config | {"oracle": options | {"swapped": True}})
+    assert len(swapped) != len(data) or not torch.equal(swapped.masks, data.masks)
+
+
 def test_another_step_gives_another_head():
     assert toys.run(step=2)["result"]["weights"] != toys.run()["result"]["weights"]
 
