@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fmseg.provenance import closure
-from fmseg.records import find_record, lock, new_record, reasons_stale, run_key, write_record
+from fmseg.records import find_record, lock, new_record, path_of, reasons_stale, record_at_hand, run_key, write_record
 
 ALLOCATOR = {  # glibc keeps large blocks instead of faulting them in again at every step
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -29,9 +30,11 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
 
 @dataclass
 class Report:
-    """What happened: keys of runs taken from records, trained now, and why stale records were not taken."""
+    """What happened: keys of runs taken from records (``borrowed``: from those of other tables), of runs trained now,
+    and why stale records were not taken."""
 
     from_records: list[str] = field(default_factory=list)
+    borrowed: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     stale: dict[str, list[str]] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -100,6 +103,7 @@ def obtain(
     scratch: Path,
     root: Path,
     claims: dict[str, str] | None = None,
+    lenders: Sequence[Path] = (),
     workers: int | None = None,
     ignore_records: bool = False,
     progress: bool = True,
@@ -113,8 +117,9 @@ def obtain(
         scratch: build/runs; locks and checkpoints.
         root: the project's folder.
         claims: {claim id: rule hash} as they stand now.
+        lenders: run stores of other tables, where a run is looked for that the folder does not have.
         workers: processes; default as many as cores.
-        ignore_records: train all of them again (`make rerun`).
+        ignore_records: train all of them again (`make rerun`) but those that a lender has: these are its to train.
         progress: show a bar over runs.
 
     Raises:
@@ -124,19 +129,21 @@ def obtain(
 
     code, report, missing = closure(module, root), Report(), []
     for config in configs:
-        key, record = run_key(config), find_record(folder, config)
+        key, own = run_key(config), path_of(folder, config)
+        folders = [*lenders] if ignore_records else [folder, *lenders]
+        record = record_at_hand(folders, config, code)
         reasons = reasons_stale(record, code) if record else ["there is no record"]
-        if reasons or ignore_records:
-            missing.append(config)
-            if record:
-                report.stale[key] = reasons
-                if ignore_records:
-                    from fmseg.records import path_of
-
-                    path_of(folder, config).unlink()
-        else:
+        if ignore_records and own.exists() and reasons:
+            report.stale[key] = reasons_stale(find_record(folder, config), code)
+            own.unlink()
+        if not reasons:
             report.from_records.append(key)
+            report.borrowed += [] if own.exists() and not ignore_records else [key]
             report.records[key] = record
+            continue
+        missing.append(config)
+        if record:
+            report.stale[key] = reasons
     for attempt in (1, 2):
         if not missing:
             break

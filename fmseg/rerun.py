@@ -61,6 +61,7 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True) ->
             report = obtain(
                 wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,
                 scratch=folder / "scratch", root=settings.root, progress=progress,
+                lenders=[folder / id for id in experiment.lenders],
             )  # fmt: skip
             records = [report.records.get(run_key(c)) for c in experiment.configs(settings)]
             committed = tables.read(settings.results / "tables" / f"{experiment.id}.json")
