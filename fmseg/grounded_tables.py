@@ -12,7 +12,6 @@ from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, paper_value, row, table
 
 MISSING, EMPTY = "no record of its runs", "the oracle found what was asked for in no test picture"
-MODULE = "fmseg.grounded_runs"
 KINDS = ("seen", "new combination", "one new word", "both words new")
 HEADLINE_STEPS = (1, 4, 7, 10, 12)
 GRID = 16  # cells a side of the head's logits
@@ -233,13 +232,18 @@ def in_headline(config: dict) -> bool:
     return config["step"] in HEADLINE_STEPS
 
 
-T1 = Experiment("grounded-t1", "32_protocol_one", MODULE, configs.table_1, table_1, cell_of)
-NOVELTY = Experiment("grounded-novelty", "32_protocol_one", MODULE, configs.novelty, novelty, cell_of, headline=False)
-T3 = Experiment("grounded-t3", "33_ablations", MODULE, configs.table_3, table_3, cell_of)
-T4 = Experiment("grounded-t4", "33_ablations", MODULE, configs.table_4, table_4, cell_of, headline=False)
-TIMESTEPS = Experiment(
-    "grounded-timesteps", "33_ablations", MODULE, configs.timesteps, timesteps, cell_of, headline=in_headline
-)
-INVERSION = Experiment(
-    "grounded-inversion", "33_ablations", MODULE, configs.inversion, inversion, cell_of, headline=False
-)
+FAMILY = tuple(f"grounded-{name}" for name in ("t1", "novelty", "t3", "t4", "timesteps", "inversion"))
+
+
+def _experiment(id: str, stage: str, make, build, headline=True) -> Experiment:
+    """Tables of Protocol I share runs: the head of split 1 of `voc` stands in three of them."""
+    lenders = tuple(other for other in FAMILY if other != id)
+    return Experiment(id, stage, "fmseg.grounded_runs", make, build, cell_of, headline=headline, lenders=lenders)
+
+
+T1 = _experiment("grounded-t1", "32_protocol_one", configs.table_1, table_1)
+NOVELTY = _experiment("grounded-novelty", "32_protocol_one", configs.novelty, novelty, headline=False)
+T3 = _experiment("grounded-t3", "33_ablations", configs.table_3, table_3)
+T4 = _experiment("grounded-t4", "33_ablations", configs.table_4, table_4, headline=False)
+TIMESTEPS = _experiment("grounded-timesteps", "33_ablations", configs.timesteps, timesteps, headline=in_headline)
+INVERSION = _experiment("grounded-inversion", "33_ablations", configs.inversion, inversion, headline=False)
