@@ -86,6 +86,15 @@ def test_kept_features_equal_those_made_anew():
     assert kept["low"].dtype == torch.float16 and len(kept["low"]) == PART + 4
 
 
+def test_the_exercise_on_timesteps_agrees_with_the_sampler():
+    from fmseg.exercises_unet import timestep_of
+
+    scheduler = text_to_image().scheduler
+    for steps, step in timestep_of.cases():
+        scheduler.set_timesteps(steps)
+        assert timestep_of.right(steps, step) == int(scheduler.timesteps[steps - step])
+
+
 def test_guidance_off_has_no_two_halves():
     with pytest.raises(ValueError, match="`guidance` must be above 1"):
         paint([ask("one", VOC_THINGS, "toys", 0)], 2, 1.0)
