@@ -1,4 +1,4 @@
-"""From the parameters of the smoke profile to tables: one run of every kind, on random weights and an oracle of blobs."""
+"""From the smoke profile's parameters to tables: one run of every kind, on random weights and an oracle of blobs."""
 
 import copy
 import json
@@ -6,6 +6,7 @@ import json
 import grounded_toys as toys
 import pytest
 import torch
+from toys import ROOT
 
 from fmseg import grounded_runs, tables, zero_shot, zoo
 from fmseg import grounded_tables as grounded
@@ -13,7 +14,6 @@ from fmseg.generation import text_to_image
 from fmseg.records import new_record
 from fmseg.settings import Settings, load
 from fmseg.zero_shot_table import T2
-from toys import ROOT
 
 KINDS = {  # of each table one run a kind, told apart by these keys
     grounded.T1: lambda c: c["method"],
