@@ -6,6 +6,7 @@ those that are there, makes missing ones that nobody else is making, and waits f
 want the same set share the work, and one that was killed leaves nothing half.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,6 @@ from numpy import ndarray
 
 from fmseg.provenance import canonical_hash, closure
 from fmseg.records import LockedError, lock
-from fmseg.tables import json_text, write_files
 
 Arrays = dict[str, ndarray]
 _WAIT = 0.2  # seconds between looks at parts that others make
@@ -39,12 +39,17 @@ def folder(kind: str, key: Mapping, module: str) -> Path:
 
     Returns:
         The folder, made, with ``about.json`` that says what it holds.
+
+    This module imports little on purpose: what it imports is part of every key.
     """
     code = canonical_hash(closure(module, Path(__file__).resolve().parent.parent))
     path = home() / kind / canonical_hash({"key": key, "code": code})
     about = path / "about.json"
     if not about.exists():
-        write_files({about: json_text({"kind": kind, "module": module, "code": code, "key": key})})
+        path.mkdir(parents=True, exist_ok=True)
+        temporary = about.with_name(f".{about.name}.{os.getpid()}")
+        temporary.write_text(json.dumps({"kind": kind, "module": module, "code": code, "key": key}, indent=1) + "\n")
+        os.replace(temporary, about)
     return path
 
 

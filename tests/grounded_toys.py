@@ -34,10 +34,10 @@ def make_zoo(folder):
     pipe.save_pretrained(folder / "diffusion")
     for name in ("oracle", "judge", "clip"):
         (folder / name).mkdir()
-        (folder / name / "model").write_text(name)
+        (folder / name / "model.txt").write_text(name)
     for path in folder.iterdir():
         files = {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in path.rglob("*.*")}
-        (path / zoo.CARD).write_text(json.dumps({"files": files or {"model": path.name}}))
+        (path / zoo.CARD).write_text(json.dumps({"files": files}))
 
 
 def blobs(classes, images, batch=50):

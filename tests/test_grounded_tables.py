@@ -125,6 +125,14 @@ def test_the_headline_is_what_the_issue_says(settings):
     assert len({c["step"] for c in everything}) == 11
 
 
+def test_the_run_that_is_trained_live_is_one_that_trains(settings):
+    from fmseg.experiment import _exposures
+
+    for experiment in (*PROTOCOL_ONE, T2):
+        cheapest = min(experiment.configs(settings), key=_exposures)
+        assert cheapest["method"] not in ("daam", CLIP_DENSE)
+
+
 def test_the_head_of_protocol_two_has_seen_no_unseen_class(settings):
     for config in T2.configs(settings):
         split = grounded_configs.split_of(config["draw"], 1)
