@@ -34,7 +34,7 @@ class Entry:
 
 def experiment(
     id: str, stage: str, entries: Callable[[Settings], list[Entry]], build: Callable[[Settings, list], dict],
-    *, headline: bool = False, methods: tuple[str, ...] = (),
+    *, headline: bool | Callable[[dict], bool] = False,
 ) -> Experiment:  # fmt: skip
     """A table of the family, which lends runs to the others and borrows theirs. On real data it has no runs."""
 
@@ -44,7 +44,7 @@ def experiment(
         return list({run_key(e.config): e.config for e in entries(settings)}.values())
 
     return Experiment(
-        id, stage, MODULE, configs, build, cell_of, headline=headline, headline_methods=methods,
+        id, stage, MODULE, configs, build, cell_of, headline=headline,
         lenders=tuple(other for other in FAMILY if other != id),
     )  # fmt: skip
 
