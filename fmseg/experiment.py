@@ -44,7 +44,8 @@ class Experiment:
         configs: settings -> the runs' configurations.
         table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
         cell: config -> label of the runs that differ from it by their seed alone.
-        headline: whether `make rerun` trains it again without being asked for everything.
+        headline: whether `make rerun` trains it again without being asked for everything; or which of its runs, a
+            function of settings and configuration.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
     """
 
@@ -54,7 +55,7 @@ class Experiment:
     configs: Callable[[Settings], list[dict[str, Any]]]
     table: Callable[[Settings, list[dict | None]], dict]
     cell: Callable[[dict], str]
-    headline: bool = True
+    headline: bool | Callable[[Settings, dict[str, Any]], bool] = True
     photos: str | None = None
 
     def can_train(self) -> bool:
@@ -155,8 +156,12 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
 
 
 def rules(experiment: Experiment, settings: Settings) -> dict[str, str]:
-    """{claim id: rule hash} of the claims that read this experiment's table, as they stand now."""
-    return claims.rule_hashes(claims.load(settings.root / "claims.yaml"), experiment.id)
+    """{claim id: rule hash} of the claims that read this experiment's table, as they stand now; or any table of the
+    same paper (the first word of the id), because tables of a paper lend each other runs."""
+    listed, paper = claims.load(settings.root / "claims.yaml"), experiment.id.partition("-")[0]
+    tables_read = {table for claim in listed for table in parse(claim["estimand"]).tables}
+    mine = sorted(table for table in tables_read if table.partition("-")[0] == paper)
+    return {id: hash for table in mine for id, hash in claims.rule_hashes(listed, table).items()}
 
 
 def live(experiment: Experiment, settings: Settings, records: list[dict], among: list[dict], progress: bool) -> dict:
@@ -167,7 +172,7 @@ def live(experiment: Experiment, settings: Settings, records: list[dict], among:
     shutil.rmtree(folder, ignore_errors=True)
     again = obtain(
         [cheapest["config"]], module=experiment.trained_by(settings), folder=folder, scratch=build / "runs" / "live",
-        root=settings.root, progress=progress,
+        root=settings.root, progress=progress, borrow=False,
     ).records[cheapest["key"]]  # fmt: skip
     return compare(experiment, again, cheapest, records)
 

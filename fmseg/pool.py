@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from fmseg.provenance import closure
-from fmseg.records import find_record, lock, new_record, reasons_stale, run_key, write_record
+from fmseg.records import (
+    find_record,
+    lock,
+    new_record,
+    path_of,
+    read_record,
+    reasons_stale,
+    run_key,
+    write_record,
+)
 
 ALLOCATOR = {  # glibc keeps large blocks instead of faulting them in again at every step
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -61,7 +70,18 @@ def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
 
 
-def train_one(module: str, config: dict, folder: str, scratch: str, root: str, claims: dict[str, str]) -> dict:
+def borrowed(folder: Path, config: dict, code: dict[str, str]) -> dict | None:
+    """The record of the same run that another table's folder beside this one holds, if it belongs to this code."""
+    for path in sorted(folder.parent.glob(f"*/{path_of(folder, config).name}")):
+        record = read_record(path)
+        if not reasons_stale(record, code):
+            return record
+    return None
+
+
+def train_one(
+    module: str, config: dict, folder: str, scratch: str, root: str, claims: dict[str, str], borrow: bool = True
+) -> dict:
     """Train one run under its lock and leave its record; if another process has just made it, take that.
 
     Args:
@@ -69,6 +89,7 @@ def train_one(module: str, config: dict, folder: str, scratch: str, root: str, c
         config: the run's configuration.
         folder: where records lie. scratch: where locks and checkpoints lie. root: the project.
         claims: rule hashes to put into the record.
+        borrow: whether a record that another table's folder holds will do; it is copied, with its own rule hashes.
 
     Returns:
         The record.
@@ -78,6 +99,10 @@ def train_one(module: str, config: dict, folder: str, scratch: str, root: str, c
     with lock(Path(scratch) / f"{key}.lock", f"run {key}", wait=24 * 3600):
         record = find_record(Path(folder), config)
         if record is not None and not reasons_stale(record, code):
+            return record
+        record = borrowed(Path(folder), config, code) if borrow else None
+        if record is not None:
+            write_record(record, Path(folder))
             return record
         from fmseg.provenance import canonical_hash
 
@@ -103,6 +128,7 @@ def obtain(
     workers: int | None = None,
     ignore_records: bool = False,
     progress: bool = True,
+    borrow: bool = True,
 ) -> Report:
     """Records of all configurations: from the folder where they belong to this code, else trained now.
 
@@ -116,6 +142,7 @@ def obtain(
         workers: processes; default as many as cores.
         ignore_records: train all of them again (`make rerun`).
         progress: show a bar over runs.
+        borrow: take a run that another table's folder beside ``folder`` holds; never with ``ignore_records``.
 
     Raises:
         RuntimeError: workers were killed twice for the same work (out of memory?). What was done is kept.
@@ -131,8 +158,6 @@ def obtain(
             if record:
                 report.stale[key] = reasons
                 if ignore_records:
-                    from fmseg.records import path_of
-
                     path_of(folder, config).unlink()
         else:
             report.from_records.append(key)
@@ -146,7 +171,7 @@ def obtain(
                 initializer=_start_worker, initargs=(os.getpid(),),
             )  # fmt: skip
             with executor, tqdm(total=len(missing), unit="run", disable=not progress) as bar:
-                paths = (str(folder), str(scratch), str(root), claims or {})
+                paths = (str(folder), str(scratch), str(root), claims or {}, borrow and not ignore_records)
                 futures = {executor.submit(train_one, module, config, *paths): config for config in missing}
                 try:
                     for future in as_completed(futures):

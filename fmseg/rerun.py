@@ -28,7 +28,8 @@ def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[d
     if scope == "all":
         return configs
     seeds = sorted({c["seed"] for c in configs})[:SEEDS]
-    return [c for c in configs if c["seed"] in seeds] if experiment.headline else []
+    chosen = experiment.headline if callable(experiment.headline) else lambda *_: experiment.headline
+    return [c for c in configs if c["seed"] in seeds and chosen(settings, c)]
 
 
 def rerun(settings: Settings, scope: str = "headline", progress: bool = True) -> list[dict]:
