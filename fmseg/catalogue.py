@@ -1,7 +1,7 @@
 """Every table that rests on trained runs, and what concerns all of them. Notebooks import their own table alone."""
 
 from fmseg import camvid_real, claims, freemask_real, tables, verdicts, world_supervised
-from fmseg.experiment import Experiment, stored
+from fmseg.experiment import Experiment, behind
 from fmseg.settings import Settings
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -16,5 +16,5 @@ def judge_all(settings: Settings) -> list[dict]:
         ValueError: a table, record or claim is damaged, or a claim names a row that its table lacks.
     """
     listed = claims.load(settings.root / "claims.yaml")
-    hashes = claims.stored_hashes(listed, {id: stored(e, settings) for id, e in EXPERIMENTS.items()})
+    hashes = claims.stored_hashes(listed, {id: behind(e, settings) for id, e in EXPERIMENTS.items()})
     return verdicts.judge(listed, tables.read_all(settings.results / "tables"), hashes, settings.profile)

@@ -1,7 +1,8 @@
 """Claims: what the papers say that a measurement can test, and the rule that decides, fixed before the run.
 
 ``claims.yaml`` holds the claims; :func:`load` checks them and :func:`rule_hash` pins what decides, so that a run record
-can keep it. The verdicts are in :mod:`fmseg.verdicts`.
+can keep it. An entry with ``not_tested`` instead of a formula lists numbers that nothing here tests, and why. The
+verdicts are in :mod:`fmseg.verdicts`.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from fmseg import estimand as _estimand
 from fmseg.tables import CERTAINTIES
 
 _KEYS = {"id", "paper", "where", "says", "paper_values", "estimand", "pairs", "rule", "scale"}
+_UNTESTED = {"id", "paper", "where", "says", "paper_values", "not_tested"}
 _TESTS = {"paired_t": {"test", "alpha", "side", "minimal_effect"}, "equivalence": {"test", "alpha", "margin"}}
 _SIDES = ("greater", "less", "two-sided")
 _SCALES = ("mini", "paper")
@@ -62,6 +64,22 @@ def validate(claims: list[dict]) -> None:
         seen.add(claim["id"])
 
 
+def testable(claims: Iterable[Mapping]) -> list[Mapping]:
+    """The claims that have a formula and a rule; without the entries of what is not tested."""
+    return [c for c in claims if "not_tested" not in c]
+
+
+def numbers(claim: Mapping) -> dict[str, float]:
+    """{name: number} of a claim's ``paper_values``, those that were computed from others left out."""
+    found = {}
+    for name, value in claim["paper_values"].items():
+        if name not in ("certainty", "source"):
+            tag = value["certainty"] if isinstance(value, Mapping) else claim["paper_values"]["certainty"]
+            if tag != "COMPUTED":
+                found[name] = float(value["value"] if isinstance(value, Mapping) else value)
+    return found
+
+
 def rule_hash(claim: Mapping) -> str:
     """Hash of what decides: estimand, pairs, rule and scale; not of wording, blanks or the paper's numbers.
 
@@ -80,7 +98,7 @@ def rule_hash(claim: Mapping) -> str:
 
 def rule_hashes(claims: Iterable[Mapping], table: str) -> dict[str, str]:
     """{claim id: rule hash} of the claims that read a table: what a run record of that table stores as "claims"."""
-    return {c["id"]: rule_hash(c) for c in claims if table in _estimand.parse(c["estimand"]).tables}
+    return {c["id"]: rule_hash(c) for c in testable(claims) if table in _estimand.parse(c["estimand"]).tables}
 
 
 def stored_hashes(claims: Iterable[Mapping], records: Mapping[str, Iterable[Mapping]]) -> dict[str, set[str]]:
@@ -98,7 +116,7 @@ def stored_hashes(claims: Iterable[Mapping], records: Mapping[str, Iterable[Mapp
             for table in _estimand.parse(c["estimand"]).tables
             for record in records.get(table, ())
         }
-        for c in claims
+        for c in testable(claims)
     }
 
 
@@ -117,17 +135,21 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 def _check_claim(claim, where):
-    _check_keys(claim, _KEYS, where, {"note"})
-    for key in ("id", "paper", "where", "says", "estimand", "pairs", "scale", *({"note"} & set(claim))):
+    untested = "not_tested" in claim
+    _check_keys(claim, _UNTESTED if untested else _KEYS, where, {"note"})
+    texts = ("not_tested",) if untested else ("estimand", "pairs", "scale")
+    for key in ("id", "paper", "where", "says", *texts, *({"note"} & set(claim))):
         if not isinstance(claim[key], str) or not claim[key].strip():
             raise ValueError(f"{where}: `{key}` must be a text that is not empty, got {claim[key]!r}.")
     if not _ID.fullmatch(claim["id"]):
         raise ValueError(f"{where}: `id` must look like paper.table.1 in lower case, got {claim['id']!r}.")
+    _check_paper_values(claim["paper_values"], where)
+    if untested:
+        return
     if claim["pairs"] != "seed":
         raise ValueError(f"{where}: `pairs` must be 'seed', got {claim['pairs']!r}.")
     if claim["scale"] not in _SCALES:
         raise ValueError(f"{where}: `scale` must be one of {', '.join(_SCALES)}; got {claim['scale']!r}.")
-    _check_paper_values(claim["paper_values"], where)
     _check_rule(claim["rule"], where)
     try:
         _estimand.parse(claim["estimand"])

@@ -131,5 +131,5 @@ precision_recall_kept = Exercise(
             lambda d, w: (*_rates(d, w)[:2], float((~d & ~w).sum()) / float((~d).sum()))
         ),
     },
-    learned="Where few pixels are wrong, a filter of fair recall can still throw away more right pixels than wrong ones.",
+    learned="Where few pixels are wrong, a filter of fair recall may still drop more right pixels than wrong ones.",
 )  # fmt: skip

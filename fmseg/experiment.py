@@ -16,7 +16,7 @@ from fmseg import claims, tables, verdicts
 from fmseg.estimand import parse
 from fmseg.pool import obtain
 from fmseg.provenance import canonical_hash, closure
-from fmseg.records import find_record, read_record, reasons_stale, run_key
+from fmseg.records import read_record, reasons_stale, record_at_hand, run_key
 from fmseg.settings import Settings
 
 TRAIN = ("one", "none", "all", "missing")
@@ -44,9 +44,11 @@ class Experiment:
         configs: settings -> the runs' configurations.
         table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
         cell: config -> label of the runs that differ from it by their seed alone.
-        headline: whether `make rerun` trains it again without being asked for everything; or which of its runs, a
-            function of settings and configuration.
+        headline: whether `make rerun` trains it again without being asked for everything; or settings -> those of its
+            configurations that it trains.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
+        lenders: ids of tables of its family, which train runs by the same module: a run that one of them has is not
+            trained again. Lending goes both ways, so each names all the others.
     """
 
     id: str
@@ -55,8 +57,9 @@ class Experiment:
     configs: Callable[[Settings], list[dict[str, Any]]]
     table: Callable[[Settings, list[dict | None]], dict]
     cell: Callable[[dict], str]
-    headline: bool | Callable[[Settings, dict[str, Any]], bool] = True
+    headline: bool | Callable[[Settings], list[dict[str, Any]]] = True
     photos: str | None = None
+    lenders: tuple[str, ...] = ()
 
     def can_train(self) -> bool:
         """Whether what its runs need is on this machine."""
@@ -76,6 +79,14 @@ class Experiment:
     def folder(self, settings: Settings) -> Path:
         """Where its run records lie: results/<profile>/runs/<id>."""
         return settings.results / "runs" / self.id
+
+    def lent_from(self, settings: Settings) -> list[Path]:
+        """The folders of the tables that lend it runs."""
+        return [settings.results / "runs" / id for id in self.lenders]
+
+    def record(self, settings: Settings, config: dict[str, Any], code: dict[str, str] | None = None) -> dict | None:
+        """The record of one of its runs: its own, or a lender's; of several one that belongs to ``code``."""
+        return record_at_hand([self.folder(settings), *self.lent_from(settings)], config, code)
 
 
 @dataclass
@@ -125,20 +136,23 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
     outcome, module = Outcome({}, []), experiment.trained_by(settings)
     if train == "none" or (train == "one" and on_real_data(settings)):
         code = closure(module, settings.root)
-        found = [find_record(folder, config) for config in configs]
+        found = [experiment.record(settings, config, code) for config in configs]
         outcome.stale = {r["key"]: reasons_stale(r, code) for r in found if r and reasons_stale(r, code)}
         outcome.records = [None if r is None or r["key"] in outcome.stale else r for r in found]
         outcome.from_records = sum(r is not None for r in outcome.records)
     else:
         report = obtain(
             configs, module=module, folder=folder, scratch=settings.root / "build" / "runs",
-            root=settings.root, claims=rules(experiment, settings), ignore_records=train == "all", progress=progress,
+            root=settings.root, claims=rules(experiment, settings), lenders=experiment.lent_from(settings),
+            ignore_records=train == "all", progress=progress,
         )  # fmt: skip
         outcome.records = [report.records[run_key(config)] for config in configs]
         outcome.from_records, outcome.trained, outcome.stale = (
             len(report.from_records), len(report.trained), report.stale,
         )  # fmt: skip
         recorded = [r for r in outcome.records if r["key"] in set(report.from_records)]
+        own = [r for r in recorded if r["key"] not in set(report.borrowed)]
+        recorded = own or recorded  # a lender compares its own
         if train == "one" and recorded:
             outcome.compared = [live(experiment, settings, outcome.records, recorded, progress)]
     outcome.table = experiment.table(settings, outcome.records)
@@ -156,12 +170,11 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
 
 
 def rules(experiment: Experiment, settings: Settings) -> dict[str, str]:
-    """{claim id: rule hash} of the claims that read this experiment's table, as they stand now; or any table of the
-    same paper (the first word of the id), because tables of a paper lend each other runs."""
-    listed, paper = claims.load(settings.root / "claims.yaml"), experiment.id.partition("-")[0]
-    tables_read = {table for claim in listed for table in parse(claim["estimand"]).tables}
-    mine = sorted(table for table in tables_read if table.partition("-")[0] == paper)
-    return {id: hash for table in mine for id, hash in claims.rule_hashes(listed, table).items()}
+    """{claim id: rule hash} of the claims that read this experiment's table or one of its family, as they stand now."""
+    listed, hashes = claims.load(settings.root / "claims.yaml"), {}
+    for id in (experiment.id, *experiment.lenders):
+        hashes |= claims.rule_hashes(listed, id)
+    return hashes
 
 
 def live(experiment: Experiment, settings: Settings, records: list[dict], among: list[dict], progress: bool) -> dict:
@@ -172,7 +185,7 @@ def live(experiment: Experiment, settings: Settings, records: list[dict], among:
     shutil.rmtree(folder, ignore_errors=True)
     again = obtain(
         [cheapest["config"]], module=experiment.trained_by(settings), folder=folder, scratch=build / "runs" / "live",
-        root=settings.root, progress=progress, borrow=False,
+        root=settings.root, progress=progress,
     ).records[cheapest["key"]]  # fmt: skip
     return compare(experiment, again, cheapest, records)
 
@@ -226,7 +239,8 @@ def provenance(experiment: Experiment, settings: Settings, records: list[dict | 
 
 def judged(experiment: Experiment, settings: Settings, outcome: Outcome) -> list[dict]:
     """Verdicts of the claims that this table alone decides; the ledger has them all."""
-    listed = [c for c in claims.load(settings.root / "claims.yaml") if parse(c["estimand"]).tables == (experiment.id,)]
+    listed = claims.testable(claims.load(settings.root / "claims.yaml"))
+    listed = [c for c in listed if parse(c["estimand"]).tables == (experiment.id,)]
     hashes = claims.stored_hashes(listed, {experiment.id: [r for r in outcome.records if r]})
     return verdicts.judge(listed, {experiment.id: outcome.table}, hashes, settings.profile)
 
@@ -242,3 +256,13 @@ def _report(experiment: Experiment, settings: Settings, outcome: Outcome) -> Non
 def stored(experiment: Experiment, settings: Settings) -> list[dict]:
     """All records in the experiment's folder, whatever their configuration; [] if there is no folder."""
     return [read_record(path) for path in sorted(experiment.folder(settings).glob("*.json"))]
+
+
+def behind(experiment: Experiment, settings: Settings) -> list[dict]:
+    """The records that its table rests on or could: all in its folder, and what lenders have of its runs."""
+    own = stored(experiment, settings)
+    if not any(folder.is_dir() for folder in experiment.lent_from(settings)):
+        return own
+    keys = {record["key"] for record in own}
+    lent = [experiment.record(settings, c) for c in experiment.configs(settings) if run_key(c) not in keys]
+    return own + [record for record in lent if record]

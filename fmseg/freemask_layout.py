@@ -1,7 +1,7 @@
 """A table of FreeMask as data: for every cell the run behind it; from that the runs, the rows and the claims' labels.
 
 A cell is the mean over seeds of one number of one kind of run. Tables share runs: the same configuration in two tables
-is trained once, see :func:`fmseg.pool.obtain`.
+is trained once, and lent (``lenders`` of :class:`fmseg.experiment.Experiment`).
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class Entry:
 @dataclass(frozen=True)
 class Layout:
     """A table: ``rows`` is {label: {column: Entry, or text: why it is not run}}; the rest as :func:`fmseg.tables.table`
-    has it, ``source`` being where the paper's numbers were read."""
+    has it, ``source`` being where the paper's numbers were read; ``family`` are the tables that share runs."""
 
     id: str
     title: str
@@ -60,6 +60,7 @@ class Layout:
     note: str
     stage: str
     unit: str = UNIT
+    family: tuple[str, ...] = ()
 
     def entries(self, settings: Settings) -> list[Entry]:
         """All cells that have runs."""
@@ -99,14 +100,14 @@ class Layout:
 
     def experiment(self) -> Experiment:
         """The table as :mod:`fmseg.experiment` performs it."""
+        lenders = tuple(id for id in self.family if id != self.id)
         return Experiment(
-            self.id, self.stage, "fmseg.freemask_runs", self.runs, self.build, describe,
-            headline=self.is_headline,
+            self.id, self.stage, "fmseg.freemask_runs", self.runs, self.build, describe, self.headline, None, lenders
         )  # fmt: skip
 
-    def is_headline(self, settings: Settings, config: dict[str, Any]) -> bool:
-        """Whether a run is one of those that `make rerun` trains."""
-        return run_key(config) in {run_key(c) for c in self.runs(settings, headline=True)}
+    def headline(self, settings: Settings) -> list[dict[str, Any]]:
+        """Configurations of the runs that `make rerun` trains without being asked for everything."""
+        return self.runs(settings, headline=True)
 
 
 def describe(config: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """FreeMask's tables of trained runs (dossier T-A to T-J) as data; :mod:`fmseg.freemask_layout` makes them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fmseg.freemask_configs import CROSSFITTED, layout, own_layout, real, with_pictures
 from fmseg.freemask_layout import Entry, Layout
@@ -272,10 +273,6 @@ FEWER = Layout(
     "of the real images; these generators are trained for the table, on fewer passes than the zoo's.", STAGE_ABLATION,
 )  # fmt: skip
 
-LAYOUTS = {
-    made.id: made
-    for made in (
-        TRANSFER, JOINT_ADE, JOINT_COCO, PRETRAIN, ABLATION_TRANSFER, ABLATION_JOINT, NMAX, MARGIN, GENERATOR, FEWER,
-    )
-}  # fmt: skip
+_ALL = (TRANSFER, JOINT_ADE, JOINT_COCO, PRETRAIN, ABLATION_TRANSFER, ABLATION_JOINT, NMAX, MARGIN, GENERATOR, FEWER)
+LAYOUTS = {made.id: replace(made, family=tuple(other.id for other in _ALL)) for made in _ALL}
 EXPERIMENTS = {id: made.experiment() for id, made in LAYOUTS.items()}

@@ -84,6 +84,10 @@ def _line(claim):
 
 
 def _details(claim):
+    if claim["rule"] is None:
+        return f"**`{claim['id']}`** {claim['paper']}, {claim['where']}. Not tested: {claim['why']}." + (
+            f" {claim['note'].strip()}" if claim["note"] else ""
+        )
     rule = ", ".join(f"{k} {v}" for k, v in claim["rule"].items())
     text = f"**`{claim['id']}`** {claim['paper']}, {claim['where']}. Estimand `{claim['estimand'].strip()}`; rule: "
     text += f"{rule} (`{claim['rule_hash'][:14]}`)."

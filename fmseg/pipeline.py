@@ -85,6 +85,7 @@ def _stage(name: str, root: Path) -> dict:
     if "fmseg.claims" in provenance.notebook_modules(notebook, root):
         deps.append("claims.yaml")
     deps += [f"{RESULTS}/tables/{id}.json" for id in _tables_read(cells, name)]
+    deps += [f"{RESULTS}/runs/{id}" for id in _lenders(name)]
     outs = [{f"{RESULTS}/tables/{id}.{ending}": _kept()} for id in made_by(name) for ending in ("json", "md")]
     outs += [{f"{RESULTS}/runs/{id}": _kept()} for id in made_by(name)]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
@@ -100,6 +101,12 @@ def _stage(name: str, root: Path) -> dict:
         "params": ["profile", "profiles.${profile}"],
         "outs": outs,
     }
+
+
+def _lenders(name: str) -> list[str]:
+    """Tables of earlier stages that lend runs to this one's; later ones are not waited for."""
+    lent = {id for own in made_by(name) for id in EXPERIMENTS[own].lenders}
+    return sorted(id for id in lent if id in EXPERIMENTS and EXPERIMENTS[id].stage < name)
 
 
 def _kept() -> dict:

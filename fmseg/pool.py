@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -17,16 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fmseg.provenance import closure
-from fmseg.records import (
-    find_record,
-    lock,
-    new_record,
-    path_of,
-    read_record,
-    reasons_stale,
-    run_key,
-    write_record,
-)
+from fmseg.records import find_record, lock, new_record, path_of, reasons_stale, record_at_hand, run_key, write_record
 
 ALLOCATOR = {  # glibc keeps large blocks instead of faulting them in again at every step
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
@@ -38,9 +30,11 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
 
 @dataclass
 class Report:
-    """What happened: keys of runs taken from records, trained now, and why stale records were not taken."""
+    """What happened: keys of runs taken from records (``borrowed``: from those of other tables), of runs trained now,
+    and why stale records were not taken."""
 
     from_records: list[str] = field(default_factory=list)
+    borrowed: list[str] = field(default_factory=list)
     trained: list[str] = field(default_factory=list)
     stale: dict[str, list[str]] = field(default_factory=dict)
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -70,18 +64,7 @@ def _start_worker(parent: int) -> None:
     torch.set_num_threads(1)
 
 
-def borrowed(folder: Path, config: dict, code: dict[str, str]) -> dict | None:
-    """The record of the same run that another table's folder beside this one holds, if it belongs to this code."""
-    for path in sorted(folder.parent.glob(f"*/{path_of(folder, config).name}")):
-        record = read_record(path)
-        if not reasons_stale(record, code):
-            return record
-    return None
-
-
-def train_one(
-    module: str, config: dict, folder: str, scratch: str, root: str, claims: dict[str, str], borrow: bool = True
-) -> dict:
+def train_one(module: str, config: dict, folder: str, scratch: str, root: str, claims: dict[str, str]) -> dict:
     """Train one run under its lock and leave its record; if another process has just made it, take that.
 
     Args:
@@ -89,7 +72,6 @@ def train_one(
         config: the run's configuration.
         folder: where records lie. scratch: where locks and checkpoints lie. root: the project.
         claims: rule hashes to put into the record.
-        borrow: whether a record that another table's folder holds will do; it is copied, with its own rule hashes.
 
     Returns:
         The record.
@@ -99,10 +81,6 @@ def train_one(
     with lock(Path(scratch) / f"{key}.lock", f"run {key}", wait=24 * 3600):
         record = find_record(Path(folder), config)
         if record is not None and not reasons_stale(record, code):
-            return record
-        record = borrowed(Path(folder), config, code) if borrow else None
-        if record is not None:
-            write_record(record, Path(folder))
             return record
         from fmseg.provenance import canonical_hash
 
@@ -125,10 +103,10 @@ def obtain(
     scratch: Path,
     root: Path,
     claims: dict[str, str] | None = None,
+    lenders: Sequence[Path] = (),
     workers: int | None = None,
     ignore_records: bool = False,
     progress: bool = True,
-    borrow: bool = True,
 ) -> Report:
     """Records of all configurations: from the folder where they belong to this code, else trained now.
 
@@ -139,10 +117,10 @@ def obtain(
         scratch: build/runs; locks and checkpoints.
         root: the project's folder.
         claims: {claim id: rule hash} as they stand now.
+        lenders: run stores of other tables, where a run is looked for that the folder does not have.
         workers: processes; default as many as cores.
-        ignore_records: train all of them again (`make rerun`).
+        ignore_records: train all of them again (`make rerun`) but those that a lender has: these are its to train.
         progress: show a bar over runs.
-        borrow: take a run that another table's folder beside ``folder`` holds; never with ``ignore_records``.
 
     Raises:
         RuntimeError: workers were killed twice for the same work (out of memory?). What was done is kept.
@@ -151,17 +129,21 @@ def obtain(
 
     code, report, missing = closure(module, root), Report(), []
     for config in configs:
-        key, record = run_key(config), find_record(folder, config)
+        key, own = run_key(config), path_of(folder, config)
+        folders = [*lenders] if ignore_records else [folder, *lenders]
+        record = record_at_hand(folders, config, code)
         reasons = reasons_stale(record, code) if record else ["there is no record"]
-        if reasons or ignore_records:
-            missing.append(config)
-            if record:
-                report.stale[key] = reasons
-                if ignore_records:
-                    path_of(folder, config).unlink()
-        else:
+        if ignore_records and own.exists() and reasons:
+            report.stale[key] = reasons_stale(find_record(folder, config), code)
+            own.unlink()
+        if not reasons:
             report.from_records.append(key)
+            report.borrowed += [] if own.exists() and not ignore_records else [key]
             report.records[key] = record
+            continue
+        missing.append(config)
+        if record:
+            report.stale[key] = reasons
     for attempt in (1, 2):
         if not missing:
             break
@@ -171,7 +153,7 @@ def obtain(
                 initializer=_start_worker, initargs=(os.getpid(),),
             )  # fmt: skip
             with executor, tqdm(total=len(missing), unit="run", disable=not progress) as bar:
-                paths = (str(folder), str(scratch), str(root), claims or {}, borrow and not ignore_records)
+                paths = (str(folder), str(scratch), str(root), claims or {})
                 futures = {executor.submit(train_one, module, config, *paths): config for config in missing}
                 try:
                     for future in as_completed(futures):

@@ -35,8 +35,7 @@ def recertify(experiment: Experiment, settings: Settings) -> tuple[list[str], li
         mine = sorted((r for r in stale if r["config"]["method"] == method), key=lambda r: r["seconds"])
         with tempfile.TemporaryDirectory(prefix="fmseg-recertify-") as folder:
             where = {"folder": Path(folder), "scratch": Path(folder), "root": settings.root}
-            module = experiment.trained_by(settings)
-            report = obtain([mine[0]["config"]], module=module, progress=False, borrow=False, **where)
+            report = obtain([mine[0]["config"]], module=experiment.trained_by(settings), progress=False, **where)
         again = report.records[mine[0]["key"]]
         if again["result"] != mine[0]["result"]:
             left.append(

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -145,6 +146,18 @@ def find_record(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     if record["key"] != run_key(config):
         raise RecordError(f"{path} holds another configuration's record; restore it with git or delete it")
     return record
+
+
+def record_at_hand(
+    folders: Sequence[Path], config: dict[str, Any], code: dict[str, str] | None = None
+) -> dict[str, Any] | None:  # fmt: skip
+    """The first record of a configuration in several folders; one that belongs to ``code`` before one that does not.
+
+    Raises as :func:`read_record`.
+    """
+    found = [r for r in (find_record(folder, config) for folder in folders) if r]
+    fresh = [r for r in found if code is not None and not reasons_stale(r, code)]
+    return (fresh or found or [None])[0]
 
 
 def reasons_stale(record: dict[str, Any], code: dict[str, str]) -> list[str]:

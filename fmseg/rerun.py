@@ -28,8 +28,9 @@ def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[d
     if scope == "all":
         return configs
     seeds = sorted({c["seed"] for c in configs})[:SEEDS]
-    chosen = experiment.headline if callable(experiment.headline) else lambda *_: experiment.headline
-    return [c for c in configs if c["seed"] in seeds and chosen(settings, c)]
+    if callable(experiment.headline):
+        configs = experiment.headline(settings)
+    return [c for c in configs if c["seed"] in seeds] if experiment.headline else []
 
 
 def rerun(settings: Settings, scope: str = "headline", progress: bool = True) -> list[dict]:
@@ -60,6 +61,7 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True) ->
             report = obtain(
                 wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,
                 scratch=folder / "scratch", root=settings.root, progress=progress,
+                lenders=[folder / id for id in experiment.lenders],
             )  # fmt: skip
             records = [report.records.get(run_key(c)) for c in experiment.configs(settings)]
             committed = tables.read(settings.results / "tables" / f"{experiment.id}.json")

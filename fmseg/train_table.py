@@ -14,7 +14,7 @@ from fmseg import distributed
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.experiment import Experiment, rules
 from fmseg.provenance import canonical_hash, closure
-from fmseg.records import find_record, new_record, reasons_stale, run_key, write_record
+from fmseg.records import new_record, reasons_stale, run_key, write_record
 from fmseg.settings import Settings, load
 from fmseg.words import find
 
@@ -37,7 +37,7 @@ def waiting(experiment: Experiment, settings: Settings, only: dict[str, str] | N
                 f"`only` {key}={value}: the runs of {experiment.id} have {', '.join(known) or 'no such key'}"
             )
         configs = [config for config in configs if str(config[key]) == value]
-    records = [find_record(experiment.folder(settings), config) for config in configs]
+    records = [experiment.record(settings, config, code) for config in configs]
     return [c for c, r in zip(configs, records, strict=True) if r is None or reasons_stale(r, code)]
 
 

@@ -45,7 +45,8 @@ def judge(
         1 - 2 alpha; not Holm-adjusted), n, df, seeds, left_out (seeds that not all cells have); question, p, p_holm,
         family (claims adjusted together); detectable (the true effect, or for equivalence the margin, that n pairs of
         this sd find with power 0.8 at the strictest level of the adjustment, alpha / family); rule_hash, flags. What
-        was not computed is None. Tables that are missing and cells that were not run make a claim "not tested".
+        was not computed is None. Tables that are missing and cells that were not run make a claim "not tested"; so does
+        an entry's own ``not_tested``, which has neither estimand nor rule.
 
     Raises:
         TypeError, ValueError: a claim names a row or column that its table lacks, or breaks the schema.
@@ -71,15 +72,18 @@ def judge(
 
 def _measured(claim, tables, scale):
     """The claim's entry with everything but what depends on the other claims."""
-    formula = _estimand.parse(claim["estimand"])
     entry = {key: claim.get(key) for key in ("id", "paper", "where", "says", "paper_values", "estimand", "rule")}
-    entry |= {"scale": claim["scale"], "note": claim.get("note"), "table": formula.tables[0], "verdict": "not tested"}
+    entry |= {"scale": claim.get("scale"), "note": claim.get("note"), "table": None, "verdict": "not tested"}
     entry |= dict.fromkeys(("why", "text", "mean", "sd", "low", "high", "confidence"))
     entry |= {"n": 0, "df": None, "seeds": [], "left_out": [], "question": None, "p": None, "p_holm": None}
-    entry |= {"family": None, "detectable": None, "rule_hash": rule_hash(claim), "flags": []}
+    entry |= {"family": None, "detectable": None, "rule_hash": None, "flags": []}
+    if "not_tested" in claim:
+        return entry | {"why": claim["not_tested"].strip()}
+    formula = _estimand.parse(claim["estimand"])
+    entry |= {"table": formula.tables[0], "rule_hash": rule_hash(claim)}
     missing = [table for table in formula.tables if table not in tables]
     if missing:
-        return entry | {"why": f"there is no table {', '.join(missing)}"}
+        return entry | {"why": f"no table yet: {', '.join(missing)}"}
     try:
         cells = _estimand.find_cells(formula, tables)
         values = _estimand.evaluate(formula, tables)

@@ -24,7 +24,7 @@ from fmseg.catalogue import EXPERIMENTS, judge_all
 from fmseg.experiment import Experiment, stored
 from fmseg.notebooks import note_time
 from fmseg.provenance import canonical_hash, closure, code_hash
-from fmseg.records import RecordError, find_record, path_of, reasons_stale
+from fmseg.records import RecordError, path_of, reasons_stale
 from fmseg.settings import Settings, load
 
 PIPELINES = ("dvc.yaml", "realdata/dvc.yaml")  # not the zoo's, which has no results in git
@@ -67,7 +67,7 @@ def _records(experiment: Experiment, settings: Settings, found: Verdict) -> list
     configs = experiment.configs(settings)
     if not configs:  # not part of this profile
         return []
-    records = [find_record(folder, config) for config in configs]
+    records = [experiment.record(settings, config, code) for config in configs]
     known = {path_of(folder, config).name for config in configs}
     where = f"{folder.relative_to(settings.root)}"
     for config, record in zip(configs, records, strict=True):
