@@ -96,7 +96,7 @@ filtered = Exercise(
         "The means of this very picture are used; they come from real training images.": lambda x, y, m, a: _filtered(
             x, y, _means(x, y, len(m)), a
         ),
-        "A dropped pixel gets the label 0, which is a class in memory; 0 is what a mask file of ADE20K holds. Here it is "
+        "A dropped pixel gets the label 0, a class in memory; 0 is what a mask file of ADE20K holds. Here it is "
         "255.": lambda x, y, m, a: _filtered(x, y, m, a).where((_filtered(x, y, m, a) != 255) | (y == 255), 0),
         "Kept and dropped are turned round.": lambda x, y, m, a: y.where(_filtered(x, y, m, a) == 255, 255),
     },
