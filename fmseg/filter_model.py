@@ -41,6 +41,7 @@ class FilterModel:
         model: in evaluation mode.
         on_training, on_validation: its losses by class on the pictures it learned from and on the validation set.
         iou: (C,) on the validation set, in [0, 1], NaN for absent classes.
+        seconds: of its training.
         held_out: its losses on the training pictures that it did not see, where it is one of several folds.
     """
 
@@ -48,6 +49,7 @@ class FilterModel:
     on_training: ClassLoss
     on_validation: ClassLoss
     iou: ndarray
+    seconds: float
     held_out: ClassLoss | None = None
 
     def summary(self) -> dict[str, float]:
@@ -178,4 +180,4 @@ def _read(config: dict[str, Any], folder: Path) -> FilterModel:
         if name in facts
     }
     iou = np.array([np.nan if v is None else v for v in facts["iou"]])
-    return FilterModel(model.eval().requires_grad_(False), iou=iou, **stats)
+    return FilterModel(model.eval().requires_grad_(False), iou=iou, seconds=facts["seconds"], **stats)

@@ -227,9 +227,9 @@ def cell_of(config: dict) -> str:
     )
 
 
-def in_headline(config: dict) -> bool:
-    """Of the timestep curve, the steps that `make rerun` trains again."""
-    return config["step"] in HEADLINE_STEPS
+def headline_steps(settings: Settings) -> list[dict]:
+    """Of the timestep curve, the runs that `make rerun` trains again."""
+    return [config for config in configs.timesteps(settings) if config["step"] in HEADLINE_STEPS]
 
 
 FAMILY = tuple(f"grounded-{name}" for name in ("t1", "novelty", "t3", "t4", "timesteps", "inversion"))
@@ -245,5 +245,5 @@ T1 = _experiment("grounded-t1", "32_protocol_one", configs.table_1, table_1)
 NOVELTY = _experiment("grounded-novelty", "32_protocol_one", configs.novelty, novelty, headline=False)
 T3 = _experiment("grounded-t3", "33_ablations", configs.table_3, table_3)
 T4 = _experiment("grounded-t4", "33_ablations", configs.table_4, table_4, headline=False)
-TIMESTEPS = _experiment("grounded-timesteps", "33_ablations", configs.timesteps, timesteps, headline=in_headline)
+TIMESTEPS = _experiment("grounded-timesteps", "33_ablations", configs.timesteps, timesteps, headline=headline_steps)
 INVERSION = _experiment("grounded-inversion", "33_ablations", configs.inversion, inversion, headline=False)

@@ -29,8 +29,9 @@ def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[d
     if scope == "all":
         return configs
     seeds = sorted({c["seed"] for c in configs})[:SEEDS]
-    wanted = experiment.headline if callable(experiment.headline) else lambda config: experiment.headline
-    return [c for c in configs if c["seed"] in seeds and wanted(c)]
+    if callable(experiment.headline):
+        configs = experiment.headline(settings)
+    return [c for c in configs if c["seed"] in seeds] if experiment.headline else []
 
 
 def rerun(settings: Settings, scope: str = "headline", progress: bool = True) -> list[dict]:
