@@ -36,7 +36,10 @@ with warnings.catch_warnings():  # mmdet's anchor grid triggers a warning that t
     warnings.simplefilter("ignore")
     torch.meshgrid(torch.zeros(1), torch.zeros(1))
 
-__all__ = ["MODELS", "ConfigDict", "Mask2FormerHead", "PixelData", "SegDataSample", "quiet", "without_attention_maps"]
+__all__ = [
+    "MODELS", "ConfigDict", "Mask2FormerHead", "PixelData", "SegDataSample", "exclude_ignored", "quiet",
+    "without_attention_maps",
+]  # fmt: skip
 
 
 @contextmanager
@@ -129,6 +132,7 @@ class BatchedMask2FormerHead(Mask2FormerHead):
         eps = next(c.eps for c in self.assigner.match_costs if type(c).__name__ == "DiceCost")
         points = torch.rand((len(scores), self.num_points, 2), device=scores.device)
         guess, truth = point_sample(masks, points), point_sample(true_masks, points).transpose(1, 2)
+        guess, truth = self._counted(guess, truth)
         of_class = -scores.softmax(-1).gather(2, true_ids[:, None].expand(-1, scores.shape[1], -1))
         of_pixels = (F.softplus(guess).sum(-1, keepdim=True) - guess @ truth) / self.num_points
         guess = guess.sigmoid()
@@ -139,6 +143,52 @@ class BatchedMask2FormerHead(Mask2FormerHead):
             + weight["CrossEntropyLossCost"] * of_pixels
             + weight["DiceCost"] * of_overlap
         )
+
+
+    def _counted(self, guess, truth):
+        """Scores (B, queries, points) and truth (B, points, truths) that the matching compares: here all points."""
+        return guess, truth
+
+
+class LabelledMask2FormerHead(BatchedMask2FormerHead):
+    """The same, but ignored pixels enter neither the matching nor the mask losses; there they are negatives.
+
+    An ignored pixel's truth is NaN, and so is that of every point that is interpolated from one; such points get a
+    score and a truth that cost nothing and teach nothing. Sums are divided by all points, as they are without.
+    """
+
+    def _seg_data_to_instance_data(self, batch_data_samples):
+        instances, metas = super()._seg_data_to_instance_data(batch_data_samples)
+        for sample, truth in zip(batch_data_samples, instances, strict=True):
+            ignored = sample.gt_sem_seg.data[0] == self.ignore_index
+            truth.masks = truth.masks.float().masked_fill(ignored, float("nan"))
+        return instances, metas
+
+    def _counted(self, guess, truth):
+        known = ~truth.isnan().any(2)[:, None]  # (B, 1, points); all masks of a picture ignore the same pixels
+        return torch.where(known, guess, _SURELY_NOT), truth.nan_to_num(0.0)
+
+
+class _OnKnownPoints(nn.Module):
+    """A loss of mask scores at points that leaves out those whose truth is NaN."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, scores, truth, **kwargs):
+        return self.loss(torch.where(truth.isnan(), _SURELY_NOT, scores), truth.nan_to_num(0.0), **kwargs)
+
+
+def exclude_ignored(head: nn.Module) -> None:
+    """Turn a fresh :class:`BatchedMask2FormerHead` into a :class:`LabelledMask2FormerHead`, in place."""
+    if type(head) is not BatchedMask2FormerHead:
+        raise ValueError(f"`exclude_ignored` is an option of the mini Mask2Former; this head is {type(head).__name__}")
+    head.__class__ = LabelledMask2FormerHead
+    head.loss_mask, head.loss_dice = _OnKnownPoints(head.loss_mask), _OnKnownPoints(head.loss_dice)
+
+
+_SURELY_NOT = torch.tensor(-1e4)  # a score whose sigmoid is 0 in float32
 
 
 class _AttentionWithoutMaps(nn.MultiheadAttention):

@@ -6,25 +6,35 @@ not on how the values came together.
 
 from typing import Any
 
+from fmseg.segmenters import SCRATCH, zoo_backbone
 from fmseg.settings import Settings
+
+ZOO = "zoo"
+BACKBONES = (ZOO, SCRATCH)
 
 
 def supervised(
-    settings: Settings, method: str, seed: int, draw: str, images: int, exposures: int, split: str = "train"
-) -> dict[str, Any]:
+    settings: Settings, method: str, seed: int, draw: str, images: int, exposures: int, split: str = "train",
+    backbone: str = ZOO,
+) -> dict[str, Any]:  # fmt: skip
     """A run of :mod:`fmseg.supervised`; of :mod:`fmseg.real_supervised` where the profile has ``data``.
 
     Args:
-        settings: gives ``world.size``, ``world.val``, ``train`` (options common to all), ``lr.<method>``; or, on real
-            data, what :func:`real` needs, and then ``images``, ``exposures`` and ``split`` are the recipe's.
+        settings: gives ``world.size``, ``world.val``, ``train`` (options common to all), ``lr.<method>``, from scratch
+            ``lr_scratch.<method>``; or, on real data, what :func:`real` needs, and then ``images``, ``exposures``,
+            ``split`` and ``backbone`` are the recipe's.
         method: a segmenter's name.
         seed: see :func:`fmseg.supervised.run`.
         draw, images, split: the training set.
         exposures: images seen in all; steps = exposures // batch size.
+        backbone: "zoo" (the shipped one; it learns at ``train.backbone_lr`` of the rate) or "scratch" (one rate).
 
     Raises:
-        ValueError: a parameter is missing, or there are fewer exposures than a batch holds.
+        ValueError: a parameter is missing, there are fewer exposures than a batch holds, or the zoo has no such
+            backbone (:func:`fmseg.zoo.lacking` asks before).
     """
+    if backbone not in BACKBONES:
+        raise ValueError(f"`backbone` must be one of {', '.join(BACKBONES)}; got {backbone!r}")
     if "data" in settings.values:
         return real(settings, method, seed, draw)
     common = dict(settings.get("train"))
@@ -33,10 +43,14 @@ def supervised(
         raise ValueError(f"`exposures` ({exposures}) must be at least one batch ({common['batch_size']})")
     points = common.pop("points")
     warmup = round(common.pop("warmup") * steps)
-    train = {**common, "steps": steps, "lr": settings.get(f"lr.{method}"), "warmup_steps": warmup}
+    if backbone == SCRATCH:
+        common.pop("backbone_lr", None)  # a fresh backbone learns as fast as its head
+    rate = settings.get(f"lr_scratch.{method}" if backbone == SCRATCH else f"lr.{method}")
+    train = {**common, "steps": steps, "lr": rate, "warmup_steps": warmup}
     train["eval_every"] = max(1, steps // points)
     return {
         "method": method,
+        "backbone": SCRATCH if backbone == SCRATCH else zoo_backbone(method),
         "seed": seed,
         "draw": draw,
         "split": split,

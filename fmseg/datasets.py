@@ -3,8 +3,9 @@
 Which image comes out is a function of (draw, split, seed, index) alone: the same bytes in any order, from any number
 of workers. `voc`, `coco`, `ade` and `stuff` play the papers' data sets; `web` is what foundation models are trained on.
 Two more draws with the looks of `web` and all masks train the segmenters that only look at pictures: `oracle` holds no
-word that `web` alone knows, `judge` holds them all. `icon` is the part of the web that shows one large thing upright,
-as product pictures do; foundation models learn words from it many times faster than from scenes.
+word that `web` alone knows, `judge` holds them all; most of their pictures are upright, as those that they are asked
+about. `icon` is the part of the web that shows one large thing upright, as product pictures do; foundation models learn
+words from it many times faster than from scenes. `duo` shows two: what a model learns of pairs from scenes is little.
 """
 
 from collections.abc import Iterable
@@ -14,12 +15,12 @@ import numpy as np
 from numpy import ndarray
 
 from fmseg.words import BASE_THINGS, STUFF, THINGS, VOC_THINGS, WEB_THINGS, article, find
-from fmseg.world import Picture, Statistics, check_size, compose, render
+from fmseg.world import Picture, Scene, Statistics, check_size, compose, render
 
 IGNORE = 255
 SEED_RANGES = {"claim": range(0, 100), "tune": range(100, 200), "spare": range(200, 300)}
 SPLITS = ("train", "val", "large")  # `large`: disjoint supervised data for oracles and the difficulty figure
-_FROM_THE_WEB = ("web", "icon")  # captions are wrong at a known rate
+_FROM_THE_WEB = ("web", "icon", "duo")  # captions are wrong at a known rate
 _CAPTION_OMITS = _CAPTION_ADDS = 0.15
 
 
@@ -34,7 +35,7 @@ class Draw:
     """One view of the world.
 
     Attributes:
-        name: 'voc', 'coco', 'ade', 'stuff', 'web', 'oracle', 'judge' or 'icon'.
+        name: 'voc', 'coco', 'ade', 'stuff', 'web', 'oracle', 'judge', 'icon' or 'duo'.
         classes: class names by id; id 0 is 'background' where stuff is background.
         statistics: what its scenes look like.
         split_by_seed: whether seed s has a training split of its own (`voc`, `coco`) or all seeds share one.
@@ -58,6 +59,8 @@ class Draw:
 _PLAIN = ("background",)
 _WIDE = Statistics(WEB_THINGS, counts=(0.5, 0.3, 0.2), radius=(7.0, 26.0), turn=180.0, clutter=6, tint=0.2,
                    noise=(0.0, 0.08), contrast=0.2, blur=0.3, light=(0.6, 1.3))  # fmt: skip
+_ICON = replace(_WIDE, counts=(1.0,), radius=(15.0, 26.0), turn=20.0, stuff_counts=(0.8, 0.2), clutter=1,
+                noise=(0.0, 0.03), contrast=0.36, blur=0.0)  # fmt: skip
 DRAWS = {
     draw.name: draw
     for draw in (
@@ -71,11 +74,10 @@ DRAWS = {
              Statistics(THINGS, _long_tail(40, 8.0, 23), counts=(0.25, 0.35, 0.25, 0.15), radius=(7.0, 18.0),
                         stuff_counts=(0.3, 0.3, 0.4), stuff_weights=_long_tail(8, 5.0, 5), clutter=5)),
         Draw("web", 5, _PLAIN + WEB_THINGS, _WIDE),
-        Draw("oracle", 6, THINGS + STUFF, replace(_WIDE, things=THINGS)),
-        Draw("judge", 7, WEB_THINGS + STUFF, _WIDE),
-        Draw("icon", 8, _PLAIN + WEB_THINGS,
-             replace(_WIDE, counts=(1.0,), radius=(15.0, 26.0), turn=20.0, stuff_counts=(0.8, 0.2), clutter=1,
-                     noise=(0.0, 0.03), contrast=0.36, blur=0.0)),
+        Draw("oracle", 6, THINGS + STUFF, replace(_WIDE, things=THINGS, upright=0.6)),
+        Draw("judge", 7, WEB_THINGS + STUFF, replace(_WIDE, upright=0.6)),
+        Draw("icon", 8, _PLAIN + WEB_THINGS, _ICON),
+        Draw("duo", 9, _PLAIN + WEB_THINGS, replace(_ICON, counts=(0.0, 1.0), radius=(12.0, 18.0))),
     )
 }  # fmt: skip
 
@@ -111,7 +113,15 @@ def sample(draw: Draw | str, split: str, seed: int, index: int, size: int = 64) 
     Raises:
         ValueError: an unknown draw or split, a seed out of the ranges, a negative index, a size not allowed.
     """
-    return render(compose(_generator(draw, split, seed, index), _resolve(draw).statistics), size)
+    return render(scene_of(draw, split, seed, index), size)
+
+
+def scene_of(draw: Draw | str, split: str, seed: int, index: int) -> Scene:
+    """The scene behind a picture of :func:`sample`: what is where, before it has pixels.
+
+    Args, Raises: as :func:`sample`.
+    """
+    return compose(_generator(draw, split, seed, index), _resolve(draw).statistics)
 
 
 def _resolve(draw):
@@ -147,7 +157,7 @@ def labels_of(picture: Picture, draw: Draw | str) -> ndarray:
 def caption_of(picture: Picture, rng: np.random.Generator | None = None, words: tuple[str, ...] = ()) -> str:
     """A sentence that names what can be seen: 'a photo of a striped star and a plain disc on grass'.
 
-    With a generator, caption noise is added as in the draws `web` and `icon`: each thing is omitted, and one that is
+    With a generator, caption noise is added as in the draws of the web: each thing is omitted, and one that is
     not there is added, with probability 0.15.
     """
     names = [picture.things[k - 1] for k in picture.visible()]
@@ -180,7 +190,7 @@ class Drawn:
         instances: (N, H, W) uint8, 0 = none, k = the k-th thing of that image.
         present: (N, C) bool, image-level labels: which classes can be seen (stuff and background by any pixel).
         things: class name of every instance, by image.
-        captions: one sentence an image; noisy on `web` and `icon`.
+        captions: one sentence an image; noisy on `web`, `icon` and `duo`.
         draw: where they come from.
     """
 

@@ -44,8 +44,8 @@ class Experiment:
         configs: settings -> the runs' configurations.
         table: (settings, records in the order of the configurations) -> table; pure. A run without a record is None.
         cell: config -> label of the runs that differ from it by their seed alone.
-        headline: whether `make rerun` trains it again without being asked for everything.
-        headline_methods: where given, it trains again the runs of these methods alone.
+        headline: whether `make rerun` trains it again without being asked for everything; or settings -> those of its
+            configurations that it trains.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
         lenders: ids of tables of its family, which train runs by the same module: a run that one of them has is not
             trained again. Lending goes both ways, so each names all the others.
@@ -57,8 +57,7 @@ class Experiment:
     configs: Callable[[Settings], list[dict[str, Any]]]
     table: Callable[[Settings, list[dict | None]], dict]
     cell: Callable[[dict], str]
-    headline: bool = True
-    headline_methods: tuple[str, ...] = ()
+    headline: bool | Callable[[Settings], list[dict[str, Any]]] = True
     photos: str | None = None
     lenders: tuple[str, ...] = ()
 

@@ -139,7 +139,7 @@ def _percent(values: list[float | None]) -> float | None:
 def _made(id: str, stage: str) -> Experiment:
     return incremental_tables.experiment(
         id, stage, lambda settings: entries(id, settings), lambda settings, records: build(id, settings, records),
-        headline=True, methods=HEADLINE,
+        headline=HEADLINE,
     )  # fmt: skip
 
 

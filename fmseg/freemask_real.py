@@ -1,12 +1,13 @@
 """FreeMask's first column: segmenters trained on real images alone, the baseline of its joint-training table.
 
 Source: FreeMask README, ADE20K table, column "real" (dossier T-B). In miniature: the `ade` draw, where stuff and things
-are labelled, and three of mmsegmentation's segmenters at mini size.
+are labelled, and mmsegmentation's segmenters at mini size, on the zoo's backbones and, to see what these are worth,
+from scratch. DeepLabV3, which FMWISS uses, is one more row.
 """
 
 import numpy as np
 
-from fmseg import ceilings, configs, on_disk, real_supervised
+from fmseg import ceilings, configs, on_disk, real_supervised, zoo
 from fmseg.datasets import draw_set
 from fmseg.experiment import Experiment, on_real_data, provenance
 from fmseg.labelmaps import LARGEST
@@ -16,7 +17,11 @@ from fmseg.words import STUFF, THINGS
 
 SOURCE = "FreeMask README"
 MISSING = "no record of its runs"
-METHODS = {"SegFormer": "segformer", "Segmenter": "segmenter", "Mask2Former": "mask2former"}
+METHODS = {"SegFormer": "segformer", "Segmenter": "segmenter", "Mask2Former": "mask2former", "DeepLabV3": "deeplabv3"}
+ROWS = {  # label -> method, backbone
+    **{label: (method, configs.ZOO) for label, method in METHODS.items()},
+    **{f"{label} from scratch": (method, configs.SCRATCH) for label, method in METHODS.items()},
+}
 PAPER = {"SegFormer": 45.6, "Segmenter": 46.2, "Mask2Former": 48.7}  # MiT-B2, ViT-S, Swin-T; STATED
 GROUPS = {  # class ids of the `ade` draw by column
     "mIoU": list(range(len(THINGS) + len(STUFF))),
@@ -25,14 +30,23 @@ GROUPS = {  # class ids of the `ade` draw by column
 }
 
 
-def run_configs(settings: Settings) -> list[dict]:
-    """The runs: every method at every seed, on the same training split."""
+def why_not(settings: Settings, label: str) -> str | None:
+    """Why a row has no runs in this profile; None where it has them."""
+    method, backbone = ROWS[label]
     if on_real_data(settings):
-        return [configs.real(settings, m, seed, "ade") for m in METHODS.values() for seed in settings.get("seeds")]
+        return None if label in PAPER else "the paper has no such row; it is the mini world's"
+    return zoo.lacking(f"backbone-{method}") if backbone == configs.ZOO else None
+
+
+def run_configs(settings: Settings) -> list[dict]:
+    """The runs: every row that can be had, at every seed, on the same training split."""
+    rows = [ROWS[label] for label in ROWS if why_not(settings, label) is None]
+    if on_real_data(settings):
+        return [configs.real(settings, method, seed, "ade") for method, _ in rows for seed in settings.get("seeds")]
     images, exposures = settings.get("world.train.ade"), settings.get("exposures.table")
     return [
-        configs.supervised(settings, method, seed, "ade", images, exposures)
-        for method in METHODS.values()
+        configs.supervised(settings, method, seed, "ade", images, exposures, backbone=backbone)
+        for method, backbone in rows
         for seed in settings.get("seeds")
     ]
 
@@ -54,14 +68,15 @@ def group_means(record: dict) -> dict[str, float]:
 def build_table(settings: Settings, records: list[dict | None]) -> dict:
     """The table `freemask-real` from its records; pure."""
     rows = []
-    for label, method in METHODS.items():
-        mine = [r for r in records if r and r["config"]["method"] == method]
+    for label in ROWS:
+        mine = [r for r in records if r and cell_of(r["config"]) == label]
         means = {r["config"]["seed"]: group_means(r) for r in mine}
         cells = {}
         for column in GROUPS:
-            paper = paper_value(PAPER[label], "STATED", SOURCE) if column == "mIoU" else None
+            paper = paper_value(PAPER[label], "STATED", SOURCE) if column == "mIoU" and label in PAPER else None
             values = {seed: m[column] for seed, m in means.items() if column in m}
-            missing = "the paper has the mean alone" if means and column not in next(iter(means.values())) else MISSING
+            alone = means and column not in next(iter(means.values()))
+            missing = "the paper has the mean alone" if alone else why_not(settings, label) or MISSING
             cells[column] = cell(values, paper) if values else not_run(missing, paper)
         rows.append(row(label, cells))
     if not on_real_data(settings):
@@ -82,20 +97,24 @@ def build_table(settings: Settings, records: list[dict | None]) -> dict:
 
 
 NOTE = (
-    "Mini models trained from scratch in short runs on the `ade` draw of the mini world; the paper's are SegFormer "
-    "MiT-B2, Segmenter ViT-S and Mask2Former Swin-T, pre-trained, on ADE20K. One training split serves all seeds; a "
-    "seed fixes initial weights and the order of data."
+    "Mini models in short runs on the `ade` draw of the mini world, on the zoo's backbones, which never saw a mask, or "
+    "from scratch, with peak learning rates found for each; the paper's are SegFormer MiT-B2, Segmenter ViT-S and "
+    "Mask2Former Swin-T, pre-trained, on ADE20K, and it has no DeepLabV3. One training split serves all seeds; a seed "
+    "fixes initial weights of what is not pre-trained and the order of data."
 )
 
 
 def training_of(settings: Settings) -> str:
     """How the runs are trained, a line a method."""
-    lines = []
-    for label, method in METHODS.items():
-        train = next(c["train"] for c in run_configs(settings) if c["method"] == method)
-        seen = train["steps"] * train["batch_size"]
-        lines.append(f"{label}: {seen} images seen, {train['batch_size']} a step; peak learning rate {train['lr']:g}")
-    return "\n".join(lines)
+    lines = {}
+    for config in run_configs(settings):
+        train = config["train"]
+        seen, own = train["steps"] * train["batch_size"], train.get("backbone_lr", 1)
+        lines[cell_of(config)] = (
+            f"{cell_of(config)}: {seen} images seen, {train['batch_size']} a step; peak learning rate {train['lr']:g}"
+            + ("" if own == 1 else f", of the backbone {own * train['lr']:g}")
+        )
+    return "\n".join(lines.values())
 
 
 def pictures(settings: Settings, part: str, count: int) -> tuple[np.ndarray, np.ndarray, list[str], tuple[str, ...]]:
@@ -131,7 +150,8 @@ PAPER_NOTE = (
 
 def cell_of(config: dict) -> str:
     """The table's row that a run belongs to."""
-    return next(label for label, method in METHODS.items() if method == config["method"])
+    backbone = configs.SCRATCH if config.get("backbone") == configs.SCRATCH else configs.ZOO
+    return next(label for label, row in ROWS.items() if row == (config["method"], backbone))
 
 
 EXPERIMENT = Experiment("freemask-real", "20_freemask_real", "fmseg.supervised", run_configs, build_table, cell_of)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 from numpy import ndarray
 
 from fmseg import zoo
+from fmseg.eight_bits import load_unet
 from fmseg.rectify import install, keep_masks, layout_prompt, with_guidance
 from fmseg.stable_diffusion import decode, encode_prompts, generate_latents, load_pipeline, sample_noise
 
@@ -31,11 +31,8 @@ def text_to_image():
 @lru_cache(maxsize=4)
 def layout_to_image(name: str):
     """The zoo's pipeline with the U-Net of a layout model ('layout-ade', 'weak-stuff', ...) and rectified attention."""
-    from diffusers import UNet2DConditionModel
-
     pipe = load_pipeline(zoo.folder("diffusion"))
-    folder = zoo.folder(name) / "unet"
-    pipe.unet = install(UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)).eval()
+    pipe.unet = install(load_unet(zoo.folder(name) / "unet"))
     return pipe
 
 

@@ -34,17 +34,23 @@ class Entry:
 
 def experiment(
     id: str, stage: str, entries: Callable[[Settings], list[Entry]], build: Callable[[Settings, list], dict],
-    *, headline: bool = False, methods: tuple[str, ...] = (),
+    *, headline: Sequence[str] = (),
 ) -> Experiment:  # fmt: skip
-    """A table of the family, which lends runs to the others and borrows theirs. On real data it has no runs."""
+    """A table of the family, which lends runs to the others and borrows theirs. On real data it has no runs.
+
+    ``headline``: the methods whose runs `make rerun` trains again.
+    """
 
     def configs(settings: Settings) -> list[dict[str, Any]]:
         if on_real_data(settings):
             return []
         return list({run_key(e.config): e.config for e in entries(settings)}.values())
 
+    def again(settings: Settings) -> list[dict[str, Any]]:
+        return [config for config in configs(settings) if config["method"] in headline]
+
     return Experiment(
-        id, stage, MODULE, configs, build, cell_of, headline=headline, headline_methods=methods,
+        id, stage, MODULE, configs, build, cell_of, headline=again if headline else False,
         lenders=tuple(other for other in FAMILY if other != id),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from fmseg.metrics import Confusion, grid_ceiling, mean_iou
 from fmseg.oracle import load_oracle, probabilities
 from fmseg.words import STUFF, THINGS, WEB_THINGS
 
-SEEDS_A_THING = 1  # query patches, drawn inside the object
+TRUTH = "truth"  # in place of a transformer's name: the true masks
 
 
 def fresh(draw: str, seed: int, count: int, size: int = 64) -> Drawn:
@@ -169,16 +169,24 @@ def thresholded(score: ndarray, share: float = 0.15) -> ndarray:
     return (flat >= np.quantile(flat, 1 - share, axis=1, keepdims=True)).reshape(score.shape)
 
 
+def object_masks(name: str, drawn: Drawn, seeds: list[tuple[int, int, int]]) -> ndarray:
+    """(S, 64, 64) bool: a mask a seed, from a transformer's attention, or (:data:`TRUTH`) the object's own pixels."""
+    if name == TRUTH:
+        return np.stack([drawn.instances[i] == k for i, k, _ in seeds])
+    return thresholded(seed_maps(name, drawn, seeds))
+
+
 def mask_probe(seed: int, name: str, count: int) -> dict[str, float]:
-    """What a linear probe reads off the attention mask alone: the shape of the thing, and (it should not) its pattern.
+    """What a linear probe reads off a mask alone: the shape of the thing, and (it should not) its pattern.
 
     The mask is cut out round its centre and scaled; the probe is fitted on half of the objects, judged on the rest.
+    Read off the true masks, it says what a probe like this can find; a class that is always guessed, how little.
     """
     from sklearn.linear_model import LogisticRegression
 
     drawn = fresh("voc", seed, count)
     seeds = seeds_inside(drawn, 16, np.random.default_rng(seed))
-    masks = np.stack([_centred(m) for m in thresholded(seed_maps(name, drawn, seeds))])
+    masks = np.stack([centred(m) for m in object_masks(name, drawn, seeds)])
     names = [drawn.things[i][k - 1].split() for i, k, _ in seeds]
     half, out = len(seeds) // 2, {}
     for part, what in enumerate(("pattern", "shape")):
@@ -189,7 +197,8 @@ def mask_probe(seed: int, name: str, count: int) -> dict[str, float]:
     return out
 
 
-def _centred(mask: ndarray, side: int = 16) -> ndarray:
+def centred(mask: ndarray, side: int = 16) -> ndarray:
+    """(side * side,) float32 in [0, 1]: a bool mask cut out round its centre and scaled by its area, rows joined."""
     from PIL import Image
 
     rows, columns = np.nonzero(mask)

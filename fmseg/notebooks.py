@@ -20,6 +20,9 @@ from fmseg.records import lock
 from fmseg.settings import Settings, check_names
 
 PARAMETERS = "parameters"  # papermill's tag
+_SOLUTION = re.compile(
+    r'(<div class="cell [^"]*\bcelltag_solution\b.*?)(?=<div class="cell |</div>\s*</div>\s*</main>)', re.S
+)
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<![\\\w$])\$([^$\n]+?)\$(?![\w$])", re.S)
 
 
@@ -154,7 +157,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def html(notebook) -> str:
-    """One self-contained page: pictures inside, formulas as MathML, no script from the network."""
+    """One self-contained page: pictures inside, formulas as MathML, solutions folded, no script from the network."""
     import nbformat
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
@@ -175,6 +178,7 @@ def html(notebook) -> str:
     page, _ = exporter.from_notebook_node(copy)
     page = re.sub(r'<script[^>]*\bsrc="[^"]*"[^>]*>\s*</script>', "", page)
     page = re.sub(r'\b(id|href)="[^"]*"', lambda m: re.sub(r"fmsegformula\d+x", "", m.group()), page)
+    page = _SOLUTION.sub(r"<details><summary>Solution</summary>\n\1</details>\n", page)
     return re.sub(r"fmsegformula(\d+)x", lambda m: formulas[int(m.group(1))], page)
 
 

@@ -3,8 +3,9 @@
 `python -m fmseg.pipeline` writes the file, and realdata/dvc.yaml with the stages that need photographs, which `make
 repro` leaves alone; a test fails where files and this disagree. A stage depends on its notebook, on every package
 module that the notebook or a run of its tables reaches by imports, on the shipped zoo where one of these reads it, on
-the profile's parameters, and on the tables of other stages that it cites or reads. All outs persist: an interrupted
-stage leaves what was there before.
+the profile's parameters, and on the tables of other stages that it cites or reads. A notebook that asks for models
+with ``zoo.need("clip")`` is a stage once zoo/weights has them. All outs persist: an interrupted stage leaves what was
+there before.
 """
 
 import ast
@@ -19,6 +20,7 @@ from fmseg import notebooks, provenance
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.settings import project_root
 from fmseg.tables import write_files
+from fmseg.zoo import CARD
 
 RUNNER = "fmseg.stage"  # what executes a notebook; part of every stage
 _HEAD = """\
@@ -38,9 +40,17 @@ _REAL_HEAD = """\
 
 
 def stage_names(root: Path, photos: bool = False) -> list[str]:
-    """Notebooks by file name without ending, in their order: those that need photographs, or all others."""
-    names = sorted(path.stem for path in (Path(root) / "notebooks").glob("[0-9]*.ipynb"))
-    return [name for name in names if _needs_photos(name) == photos]
+    """Notebooks by file name without ending, in their order: those that need photographs, or all others; without those
+    that need models which this checkout does not ship."""
+    shipped = {path.parent.name for path in (Path(root) / ZOO).glob(f"*/{CARD}")}
+    paths = sorted((Path(root) / "notebooks").glob("[0-9]*.ipynb"))
+    return [path.stem for path in paths if _needs_photos(path.stem) == photos and models_needed(path) <= shipped]
+
+
+def models_needed(notebook: Path) -> set[str]:
+    """Models of the zoo that a notebook asks for with ``zoo.need``."""
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    return {name for _, given in _calls(cells, ("need",)) for name in given}
 
 
 def _needs_photos(name: str) -> bool:
@@ -113,8 +123,8 @@ def _kept() -> dict:
     return {"cache": False, "persist": True}
 
 
-def _calls(cells, names: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """(function, first argument if it is a text) of calls in code cells, for functions of those names."""
+def _calls(cells, names: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """(function, the arguments that are texts) of calls in code cells, for functions of those names."""
     found = []
     for cell in cells:
         if cell["cell_type"] != "code":
@@ -125,17 +135,17 @@ def _calls(cells, names: tuple[str, ...]) -> list[tuple[str, str | None]]:
             if isinstance(node, ast.Call):
                 called = getattr(node.func, "attr", getattr(node.func, "id", ""))
                 if called in names:
-                    first = node.args[0] if node.args else None
-                    found.append((called, first.value if isinstance(first, ast.Constant) else None))
+                    values = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                    found.append((called, [value for value in values if isinstance(value, str)]))
     return found
 
 
 def _tables_read(cells, name: str) -> list[str]:
     """Tables of other stages: cited in text, read with ``read_table("id")``, or all of them with ``read_all``."""
     cited = {id for c in cells if c["cell_type"] == "markdown" for id in _CITED.findall("".join(c["source"]))}
-    for called, argument in _calls(cells, ("read_table", "read_all")):
+    for called, given in _calls(cells, ("read_table", "read_all")):
         every = {id for id, e in EXPERIMENTS.items() if not e.photos}  # a pipeline does not wait for photographs
-        cited |= every if called == "read_all" else {argument} - {None}
+        cited |= every if called == "read_all" else set(given[:1])
     unknown = sorted(cited - set(EXPERIMENTS))
     if unknown:
         raise ValueError(f"notebook {name} cites {', '.join(unknown)}, which no stage makes; have {list(EXPERIMENTS)}")

@@ -33,6 +33,7 @@ TIMED_STEPS = 4  # after one that warms up; the median counts
 NOTEBOOK_SECONDS = 11.0  # a stage without training: DVC, interpreter, kernel, figures, page
 WORKER_SECONDS = 6.0  # until a pool of fresh processes trains
 EVALUATED = 8  # pictures timed in evaluation on the mini world; one on real data
+MEASURED = 16  # pictures that a measurement of the zoo is timed on, and twice as many
 DATA_GB = {"voc": 2.1, "coco": 20.0, "ade20k": 0.95, "coco-stuff": 20.0, "camvid": 0.2}  # unpacked, roughly
 _NODE = 8  # GPUs of the node in the launch line
 
@@ -68,7 +69,9 @@ class Prediction:
 
 
 def kind_of(config: dict) -> tuple:
-    """Runs of one kind cost the same a step: same model, images and batch."""
+    """Runs of one kind cost the same a step: same model, images and batch; or the same measurement of the zoo."""
+    if "zoo" in config and "protocol" not in config:
+        return (config["method"],)
     train = config["train"]
     where = config.get("draw") or config.get("data") or config["protocol"]
     return (
@@ -119,10 +122,13 @@ def timed(work: Callable[[], object], repeats: int, clock: Callable[[], float] =
 def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> Cost:
     """Time a run's steps, evaluation and preparation, with the run's own model and trainer on made images.
 
-    On a CPU a paper-size model is timed at batch one and scaled by the batch size.
+    On a CPU a paper-size model is timed at batch one and scaled by the batch size. A measurement of the zoo is timed on
+    a few pictures and on twice as many.
     """
     if "protocol" in config:
         return _calibrate_step(config, clock)
+    if "zoo" in config:
+        return _measurement(config, clock)
     from fmseg import paper_segmenters, segmenters
     from fmseg.batches import Source
     from fmseg.training import TrainConfig, train
@@ -156,6 +162,22 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
         step, _picture_seconds(model, config, clock), _prepare_seconds(config, clock), memory, checkpoint,
         torch.cuda.get_device_name() if cuda else "CPU", None if batch == options.batch_size else batch,
     )  # fmt: skip
+
+
+def _measurement(config: dict, clock: Callable[[], float]) -> Cost:
+    """What a measurement of the zoo costs: loading its models, and a share of a picture a step."""
+    from fmseg.zoo_table import MEASURES
+
+    measure, marks = MEASURES[config["method"]][1], []
+    _forget_peak_memory()
+    measure(config["seed"], MEASURED)  # imports and caches
+    for count in (MEASURED, 2 * MEASURED):
+        before = clock()
+        measure(config["seed"], count)
+        marks.append(clock() - before)
+    picture = max(0.0, marks[1] - marks[0]) / MEASURED
+    step = picture * config["images"] / config["train"]["steps"]
+    return Cost(step, 0.0, max(0.0, marks[0] - MEASURED * picture), _peak_memory(), 0, "CPU")
 
 
 def _calibrate_step(config: dict, clock) -> Cost:
@@ -215,7 +237,7 @@ def _prepare_seconds(config: dict, clock) -> float:
 def validation_pictures(config: dict) -> int:
     """How many pictures a run is evaluated on; counted on disk where the data are at hand."""
     if "data" not in config:
-        return config["validation"]
+        return config.get("validation", 0)  # a measurement of the zoo has none
     try:
         return len(on_disk.open_set(config["data"], on_disk.root_of(config["data"]), config["validation"]))
     except OSError:
@@ -280,6 +302,9 @@ def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost],
     lines = [f"{experiment.stage} / {experiment.id}: {made.runs} of {runs} runs to train{live}"]
     for kind, cost in costs.items():
         note = f", timed at batch {cost.scaled} and scaled" if cost.scaled else ""
+        if len(kind) == 1:
+            lines.append(f"  {kind[0]}: {cost.prepare:.3g} s and {cost.step:.3g} s a step, {_size(cost.memory)}")
+            continue
         lines.append(
             f"  {kind[0]} {kind[1]} on {kind[3]}, batch {kind[4]}: {cost.step:.3g} s a step, {cost.picture:.3g} s a "
             f"picture in evaluation, {_size(cost.memory)} ({cost.device}{note})"

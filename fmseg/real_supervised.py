@@ -22,7 +22,7 @@ from fmseg.training import TrainConfig, train
 
 EXAMPLES, SIDE = 6, 128  # predictions that a record keeps: on the first pictures, resized to this many pixels a side
 KEYS = ("method", "size", "seed", "data", "split", "validation", "crop", "pipeline", "test", "train")
-OPTIONAL = ("pretrained", "repeat", "images")
+OPTIONAL = ("pretrained", "backbone", "repeat", "images")
 
 
 def open_data(config: dict[str, Any]) -> tuple[on_disk.OnDisk, on_disk.OnDisk]:
@@ -35,8 +35,13 @@ def open_data(config: dict[str, Any]) -> tuple[on_disk.OnDisk, on_disk.OnDisk]:
 def model_of(config: dict[str, Any], num_classes: int) -> Segmenter:
     """The segmenter of a run, its backbone pre-trained where the configuration says so."""
     name, size = config["method"], config["size"]
-    make = segmenters.build if size == "mini" else paper_segmenters.build
-    model = make(name, size, num_classes=num_classes, image_size=config["crop"][0], seed=config["seed"])
+    options = {"num_classes": num_classes, "image_size": config["crop"][0], "seed": config["seed"]}
+    if "backbone" in config and size != "mini":
+        raise ValueError(f"`backbone` is of mini segmenters, and this one has size {size!r}; see `pretrained`")
+    if size == "mini":
+        model = segmenters.build(name, size, **options, backbone=config.get("backbone", segmenters.SCRATCH))
+    else:
+        model = paper_segmenters.build(name, size, **options)
     if config.get("pretrained"):
         paper_segmenters.load_pretrained(model, paper_segmenters.weights_file(name, size))
     return model
@@ -57,7 +62,8 @@ def run(
             ``validation`` (a data set and two of its splits); ``crop``, ``pipeline`` (:class:`fmseg.photos.Photos`),
             ``test`` (fields of :class:`fmseg.inference.TestTime`), ``train`` (fields of
             :class:`fmseg.train_config.TrainConfig` but ``seed``). Optional: ``pretrained`` (take the backbone's
-            weights from FMSEG_WEIGHTS), ``repeat``, ``images`` (only that many of the first training pictures).
+            weights from FMSEG_WEIGHTS), ``backbone`` (of a mini segmenter, :func:`fmseg.segmenters.build`), ``repeat``,
+            ``images`` (only that many of the first training pictures).
         checkpoint, checkpoint_every, progress, on_step: as in :func:`fmseg.training.train`.
 
     Returns:

@@ -23,13 +23,15 @@ SEEDS = 3  # of headline tables
 
 
 def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[dict]:
-    """The runs that a rerun trains: all, or those of a headline table's first three seeds and headline methods."""
+    """The runs that a rerun trains: all, or those of the first three seeds of a headline table, or of its part that
+    belongs to the headline."""
     configs = experiment.configs(settings)
     if scope == "all":
         return configs
     seeds = sorted({c["seed"] for c in configs})[:SEEDS]
-    methods = experiment.headline_methods or {c["method"] for c in configs}
-    return [c for c in configs if c["seed"] in seeds and c["method"] in methods] if experiment.headline else []
+    if callable(experiment.headline):
+        configs = experiment.headline(settings)
+    return [c for c in configs if c["seed"] in seeds] if experiment.headline else []
 
 
 def rerun(settings: Settings, scope: str = "headline", progress: bool = True) -> list[dict]:

@@ -107,7 +107,8 @@ class MaskSegmenter(Segmenter):
     """Mask2Former: a set of masks with a class each, instead of scores on a grid.
 
     ``loss`` is mmsegmentation's: Hungarian matching, then class, mask and dice losses after every decoder layer. An
-    ignored pixel belongs to no mask, so it is a *negative* of every mask loss, as there (FreeMask dossier, section 4).
+    ignored pixel belongs to no mask, so it is a *negative* of every mask loss, as there (FreeMask dossier, section 4),
+    unless the model was built with ``exclude_ignored``.
     An image without any label only teaches "no object", so an all-ignored batch has a finite loss that is not zero.
     Points are drawn from torch's global random state: seed it per step for repeatable runs, as ``fmseg.training`` does.
 
@@ -151,7 +152,7 @@ class MaskSegmenter(Segmenter):
 
 def build(
     name: str, size: str = "mini", *, num_classes: int, image_size: int = 64, seed: int = 0, ignore_index: int = 255,
-    backbone: str = SCRATCH,
+    backbone: str = SCRATCH, exclude_ignored: bool = False,
 ) -> Segmenter:  # fmt: skip
     """A segmenter with fresh weights, or a fresh head on a pre-trained backbone.
 
@@ -165,13 +166,15 @@ def build(
         seed: of the initial weights; torch's global random state is left alone.
         ignore_index: label of pixels that do not count.
         backbone: "scratch", or "zoo:<hash>" for the zoo's, see :func:`zoo_backbone`.
+        exclude_ignored: of "mask2former": leave ignored pixels out of its mask losses, where mmsegmentation takes them
+            as negatives of every mask.
 
     Returns:
         A :class:`Segmenter` (:class:`MaskSegmenter` for Mask2Former) in training mode, float32, on the CPU.
 
     Raises:
         ValueError: unknown name or size, fewer than two classes, an image size that does not fit, a backbone that the
-            zoo no longer has.
+            zoo no longer has, ``exclude_ignored`` with another segmenter.
     """
     if name not in CONFIGS:
         raise ValueError(f"`name` must be one of {', '.join(CONFIGS)}; got {name!r}")
@@ -181,6 +184,10 @@ def build(
     model = from_config(name, CONFIGS[name][size], **options)
     if backbone != SCRATCH:
         _take_backbone(model, name, backbone)
+    if exclude_ignored:
+        from fmseg import _mmseg
+
+        _mmseg.exclude_ignored(model.model.decode_head)
     return model
 
 

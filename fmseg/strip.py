@@ -7,7 +7,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def strip(notebook: dict) -> dict:
-    """Remove outputs, execution counts and all metadata but tags, in place; the kernel becomes `python3`.
+    """Remove outputs, execution counts and all metadata but tags and folded sources, in place; kernel `python3`.
 
     Args:
         notebook: content in nbformat 4.
@@ -15,8 +15,10 @@ def strip(notebook: dict) -> dict:
     notebook["metadata"] = {"kernelspec": dict(KERNEL), "language_info": {"name": "python"}}
     notebook["nbformat_minor"] = max(5, notebook.get("nbformat_minor", 5))
     for cell in notebook["cells"]:
-        tags = cell.get("metadata", {}).get("tags")
-        cell["metadata"] = {"tags": tags} if tags else {}
+        metadata = cell.get("metadata", {})
+        folded = {"source_hidden": True} if "solution" in metadata.get("tags", []) else {}  # opened or not when saved
+        cell["metadata"] = {"jupyter": folded} if folded else {}
+        cell["metadata"] |= {"tags": metadata["tags"]} if metadata.get("tags") else {}
         cell.pop("attachments", None) if not cell.get("attachments") else None
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None

@@ -13,11 +13,11 @@ from fmseg.evaluation import predict, weights_hash
 from fmseg.labelmaps import pack
 from fmseg.metrics import mean_iou
 from fmseg.segmenters import build
-from fmseg.settings import check_names
+from fmseg.settings import check_config
 from fmseg.training import TrainConfig, train
 
 EXAMPLES = 6  # predictions on the first validation images that a record keeps, for figures
-KEYS = ("method", "seed", "draw", "split", "images", "validation", "size", "train")
+KEYS = ("method", "backbone", "seed", "draw", "split", "images", "validation", "size", "train")
 
 
 def sources(config: dict[str, Any]) -> tuple[Source, Source]:
@@ -39,9 +39,10 @@ def run(
     """Train one segmenter on real images of a draw.
 
     Args:
-        config: ``method`` (a segmenter's name), ``seed`` (training split where the draw has one a seed, initial
-            weights, order of data), ``draw``, ``split`` ('train' or 'large'), ``images`` and ``validation`` (numbers of
-            images), ``size`` (pixels), ``train`` (fields of :class:`fmseg.training.TrainConfig` but ``seed``).
+        config: ``method`` (a segmenter's name), ``backbone`` ("scratch", or "zoo:<hash>", see
+            :func:`fmseg.segmenters.build`), ``seed`` (training split where the draw has one a seed, initial weights,
+            order of data), ``draw``, ``split`` ('train' or 'large'), ``images`` and ``validation`` (numbers of images),
+            ``size`` (pixels), ``train`` (fields of :class:`fmseg.training.TrainConfig` but ``seed``).
         checkpoint, checkpoint_every, progress, on_step: as in :func:`fmseg.training.train`.
 
     Returns:
@@ -50,15 +51,15 @@ def run(
         ([step, mIoU in percent]), ``seconds``; and the trained ``model``.
 
     Raises:
-        ValueError: an unknown or missing key, name or value.
+        ValueError: an unknown or missing key, name or value, or a backbone that is not the shipped one.
     """
-    check_names(config, KEYS, "key of a run's configuration")
-    missing = [key for key in KEYS if key not in config]
-    if missing:
-        raise ValueError(f"a run's configuration lacks {', '.join(missing)}; it needs {', '.join(KEYS)}")
+    check_config(config, KEYS)
     options = TrainConfig.from_dict({**config["train"], "seed": config["seed"]})
     classes = get_draw(config["draw"]).num_classes
-    model = build(config["method"], num_classes=classes, image_size=config["size"], seed=config["seed"])
+    model = build(
+        config["method"], num_classes=classes, image_size=config["size"], seed=config["seed"],
+        backbone=config["backbone"],
+    )  # fmt: skip
     real, held_out = sources(config)
     trained = train(
         model, real, options, validation=held_out, checkpoint=checkpoint, checkpoint_every=checkpoint_every,

@@ -14,6 +14,7 @@ from fmseg.shapes import PATTERN_FUNCTIONS, SHAPE_FUNCTIONS, direction, triangle
 from fmseg.textures import texture
 from fmseg.words import STUFF
 
+UPRIGHT = 20.0  # degrees
 MIN_VISIBLE = 12.0  # an instance counts as present if this many square units of it can be seen
 
 
@@ -26,6 +27,7 @@ class Statistics:
     counts: tuple[float, ...] = (0.35, 0.4, 0.25)  # P(1 thing), P(2), ...
     radius: tuple[float, float] = (9.0, 17.0)
     turn: float = 20.0  # a thing is turned by at most this many degrees to either side
+    upright: float = 0.0  # P(things of a scene are turned by at most UPRIGHT degrees)
     stuff_counts: tuple[float, ...] = (0.35, 0.45, 0.2)  # P(1 region), P(2), ...
     stuff_weights: tuple[float, ...] | None = None
     clutter: int = 3  # at most this many unlabelled scraps
@@ -109,13 +111,16 @@ def compose(rng: np.random.Generator, statistics: Statistics) -> Scene:
     """Draw one scene from a generator. The number of pixels does not enter."""
     count = 1 + int(rng.choice(len(statistics.counts), p=statistics.counts))
     names = [statistics.things[k] for k in _choose(rng, len(statistics.things), statistics.thing_weights, count, True)]
+    # without a share of upright scenes nothing is drawn for it, so that other draws keep their bytes
+    upright = statistics.upright > 0 and rng.random() < statistics.upright
+    turn = UPRIGHT if upright else statistics.turn
     things, placed = [], []
     for name in names:
         radius = _uniform(rng, *statistics.radius)
         x, y = _place(rng, radius, placed)
         placed.append((x, y, radius))
         shade = (_uniform(rng, -0.2, 0.2), _uniform(rng, -0.2, 0.2))
-        degrees = _uniform(rng, -statistics.turn, statistics.turn)
+        degrees = _uniform(rng, -turn, turn)
         things.append(Thing(name, (x, y), radius, degrees, _colours(rng, statistics.contrast), shade))
     regions = 1 + int(rng.choice(len(statistics.stuff_counts), p=statistics.stuff_counts))
     stuff = tuple(STUFF[k] for k in _choose(rng, len(STUFF), statistics.stuff_weights, regions, False))

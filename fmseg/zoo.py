@@ -1,8 +1,9 @@
 """The shipped zoo: where a model's files lie, what its card says, and whether the files are those the card means.
 
 A folder `zoo/weights/<name>` holds a model's files in its library's own layout and `card.json`: what it is, what it was
-trained on and for how long, what it knows, and the SHA-256 of every file. Weights are stored in half precision and
-used in single. Nothing here trains; see :mod:`fmseg.zoo_train`.
+trained on and for how long, what it knows, and the SHA-256 of every file. Weights are stored in half precision, U-Nets
+of layout models in eight bits (:mod:`fmseg.eight_bits`), and used in single. Nothing here trains; see
+:mod:`fmseg.zoo_train`.
 """
 
 import hashlib
@@ -25,6 +26,23 @@ def home() -> Path:
 def names() -> list[str]:
     """The models that are there, in alphabetical order."""
     return sorted(path.parent.name for path in home().glob(f"*/{CARD}"))
+
+
+def lacking(*models: str) -> str | None:
+    """Why what rests on these models cannot be had yet: "the zoo has no clip, mim yet"; None if all are shipped."""
+    missing = [name for name in dict.fromkeys(models) if name not in names()]
+    return f"the zoo has no {', '.join(missing)} yet" if missing else None
+
+
+def need(*models: str) -> None:
+    """Ask for models at the top of a notebook, which is a stage of the pipeline once all of them are shipped.
+
+    Raises:
+        ValueError: some are not.
+    """
+    missing = lacking(*models)
+    if missing:
+        raise ValueError(f"{missing}; `python -m fmseg.zoo_train` trains, `python -m fmseg.zoo_promote` ships models")
 
 
 def card(name: str) -> dict:

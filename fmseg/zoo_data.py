@@ -40,9 +40,30 @@ class WebImages:
         return WebImages(self.images[:count], self.captions[:count])
 
 
-def both(scenes: WebImages, icons: WebImages) -> WebImages:
-    """Scenes, then icons, as one set."""
-    return WebImages(np.concatenate([scenes.images, icons.images]), scenes.captions + icons.captions)
+def both(*sets: WebImages) -> WebImages:
+    """Scenes, then icons (then duos), as one set."""
+    return WebImages(np.concatenate([one.images for one in sets]), sum((one.captions for one in sets), ()))
+
+
+def shared_indices(counts: Sequence[int], shares: Sequence[float], recipe: Recipe, step: int) -> ndarray:
+    """Which pictures of :func:`both` make a batch, each set having its share of it; each set is seen epoch by epoch.
+
+    Args:
+        counts: sizes of the sets. shares: fractions of a batch, rounded to whole pictures; the first set has the rest.
+
+    Raises:
+        ValueError: not one share a set, or a first set without a picture in the batch.
+    """
+    few = [round(share * recipe.batch_size) for share in shares[1:]]
+    if len(counts) != len(shares) or not 0 < recipe.batch_size - sum(few) <= recipe.batch_size:
+        raise ValueError(f"`shares` must be one a set and leave the first some of {recipe.batch_size}; got {shares}")
+    sizes, starts = [recipe.batch_size - sum(few), *few], np.cumsum([0, *counts])
+    return np.concatenate(
+        [
+            start + batch_indices(count, replace(recipe, batch_size=size), step)
+            for count, size, start in zip(counts, sizes, starts, strict=False)
+        ]
+    )
 
 
 def mixed_indices(scenes: int, icons: int, recipe: Recipe, step: int) -> ndarray:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fmseg.datasets import draw_set
+from fmseg.eight_bits import save_unet
 from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
 from fmseg.rectify import install, keep_masks, layout_prompt
 from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
@@ -51,5 +52,5 @@ def train(run: Run) -> None:
         return noise_loss(found, noise, signal_to_noise(alphas, at))
 
     facts = fit(nn.ModuleDict({"unet": unet}), recipe, loss, count=len(real), **run.loop())
-    unet.half().save_pretrained(run.folder() / "unet", safe_serialization=True)
+    save_unet(unet, run.folder() / "unet")
     run.finish(facts, {})

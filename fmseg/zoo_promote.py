@@ -40,7 +40,7 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
     ),
     "backbone-": (
         "backbone of the mini {0} (mmsegmentation's class); plays ImageNet pre-training",
-        "pictures of `web` and `icon` and the names in their captions",
+        "pictures of `web` and `icon`, the names in their captions, and what `clip` says at every place of them",
         "all words of `web`; never saw a mask",
     ),
     "layout-": (

@@ -63,15 +63,20 @@ class Run:
         """The training pictures of `icon`: one large thing each."""
         return web_images(self.data, self.params["icon"], "icon")
 
+    def duos(self) -> WebImages:
+        """The training pictures of `duo`: two large things each."""
+        return web_images(self.data, self.params["duo"], "duo")
+
     def folder(self, name: str | None = None) -> Path:
         """What a training leaves behind, this one or an earlier one it builds on."""
         return self.build / (name or self.name)
 
-    def loop(self, part: str = "checkpoint") -> dict:
-        """Arguments of :func:`fmseg.zoo_loop.fit` that say where and what."""
+    def loop(self, part: str = "checkpoint", section: str | None = None) -> dict:
+        """Arguments of :func:`fmseg.zoo_loop.fit` that say where and what; ``section`` of zoo/params.yaml: the model's
+        own, or that of a part which stays what it is when a later one changes."""
         return {
             "checkpoint": self.build / "state" / f"{self.name}-{part}.pt",
-            "identity": {"name": self.name, "params": self.params[self.name], "web": self.params["web"]},
+            "identity": {"name": self.name, "params": self.params[section or self.name], "web": self.params["web"]},
             "progress": self.progress,
         }
 

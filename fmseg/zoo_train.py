@@ -27,13 +27,18 @@ MODULES = {  # what trains a model; those that others build on come first
     **{f"{kind}-{draw}": "fmseg.zoo_layouts" for kind in ("layout", "weak") for draw in ("ade", "stuff")},
 }
 BUILDS_ON = {"vae": "clip", "diffusion": "vae", "oracle": "backbone-segformer", "judge": "backbone-segformer"}
+BUILDS_ON |= {name: "clip" for name in MODULES if name.startswith("backbone-")}
 BUILDS_ON |= {name: "diffusion" for name in MODULES if name.startswith(("layout-", "weak-"))}
 
 
 def sections(name: str) -> tuple[str, ...]:
     """The sections of zoo/params.yaml that a training reads, below its scale."""
     icons = name in ("clip", "vae", "diffusion") or name.startswith("backbone-")
-    first = {"clip": ("clip-names", "clip-pairs"), "vae": ("vae-scenes", "vae-colours")}.get(name, ())
+    first = {
+        "clip": ("clip-names", "clip-pairs"),
+        "vae": ("vae-scenes", "vae-colours"),
+        "diffusion": ("diffusion-sight", "diffusion-words", "diffusion-looks", "duo"),
+    }.get(name, ())
     return (name, *first, "web", *(("icon",) if icons else ()))
 
 

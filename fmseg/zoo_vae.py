@@ -44,12 +44,21 @@ def colour_loss(found: Tensor, wanted: Tensor) -> Tensor:
     )
 
 
-class Features(nn.Module):
+def feature_distance(found: list[Tensor], wanted: list[Tensor]) -> Tensor:
     r"""Distance of pictures in a network's eyes: :math:`\sum_l \mathrm{mean}_{p} \lVert \hat a_l(p) - \hat b_l(p)
-    \rVert^2` over the stages l of the CLIP's trunk, features scaled to length 1 at every position p.
+    \rVert^2` over its stages l, features scaled to length 1 at every position p.
+
+    Args:
+        found, wanted: (B, C, h, w) of each stage, of the two pictures.
 
     Differs from LPIPS: no learned weights of channels.
     """
+    unit = nn.functional.normalize
+    return sum((unit(a, dim=1) - unit(b, dim=1)).square().sum(1).mean() for a, b in zip(found, wanted, strict=True))
+
+
+class Features(nn.Module):
+    """:func:`feature_distance` in the eyes of the CLIP's trunk."""
 
     def __init__(self, clip: nn.Module):
         super().__init__()
@@ -63,12 +72,12 @@ class Features(nn.Module):
         """Features of pictures in [-1, 1], one (B, C, h, w) a stage."""
         self.seen.clear()
         self.trunk.eval().forward_features(((images + 1) / 2 - self.mean) / self.std)
-        return [nn.functional.normalize(made, dim=1) for made in self.seen]
+        return list(self.seen)
 
     def forward(self, found: Tensor, wanted: Tensor) -> Tensor:
         with torch.no_grad():
             target = self.of(wanted)
-        return sum((a - b).square().sum(1).mean() for a, b in zip(self.of(found), target, strict=True))
+        return feature_distance(self.of(found), target)
 
 
 def train(run: Run) -> None:
@@ -108,7 +117,7 @@ def train(run: Run) -> None:
         fit(model, first, on_scenes, count=len(scenes), **run.loop("scenes")),
         fit(model, second, on_colours, count=len(web), **run.loop("colours")),
     ]
-    features = Features(load_clip(run.folder("clip")).model)  # not before: the first parts can be trained beside the CLIP
+    features = Features(load_clip(run.folder("clip")).model)  # not before: the first parts wait for no CLIP
     facts = fit(model, third, on_details, count=len(web), **run.loop())
     facts["seconds"] += sum(part["seconds"] for part in before)
     facts["before"] = [{key: part[key] for key in ("steps", "exposures", "seconds", "loss")} for part in before]

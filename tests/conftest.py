@@ -4,10 +4,11 @@ import sys
 import time
 
 import pytest
-from toys import ROOT, TOY, VALUES
+from toys import ROOT, TOY, VALUES, ships
 
 from fmseg.notebooks import note_time
 from fmseg.settings import Settings, load
+from fmseg.zoo_train import MODULES
 
 STARTED = time.time()
 
@@ -34,7 +35,8 @@ def pytest_sessionfinish(session, exitstatus):
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """A project with this checkout's package and a module whose runs take no time."""
+    """A project with this checkout's package, a module whose runs take no time, and a whole zoo by name."""
+    ships(monkeypatch, *MODULES)
     monkeypatch.syspath_prepend(tmp_path)  # workers take it over and import the package from there
     shutil.copytree(ROOT / "fmseg", tmp_path / "fmseg", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "fmseg/toy.py").write_text(TOY)

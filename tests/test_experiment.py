@@ -3,26 +3,28 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from toys import REAL, invented
+from toys import REAL, invented, ships
 
-from fmseg import freemask_real, recertify, rerun, tables, world_supervised
+from fmseg import configs, freemask_real, recertify, rerun, tables, world_supervised
 from fmseg.experiment import LARGEST_TOLERANCE, LEAST_TOLERANCE, compare, judged, perform, stored, tolerance
-from fmseg.records import write_record
+from fmseg.records import run_key, write_record
+from fmseg.zoo_train import MODULES
 
 
 def test_runs_are_trained_once_then_taken_from_records_and_one_is_compared(settings):
+    runs = len(REAL.configs(settings))
     first = perform(REAL, settings, progress=False)
-    assert (first.trained, first.from_records, first.compared) == (6, 0, [])
+    assert (first.trained, first.from_records, first.compared) == (runs, 0, [])
     table = settings.results / "tables/freemask-real.json"
     written = table.read_bytes()
     again = perform(REAL, settings, progress=False)
-    assert (again.trained, again.from_records) == (0, 6)
+    assert (again.trained, again.from_records) == (0, runs)
     assert again.compared == [
         {"run": "SegFormer, seed 0", "identical": True, "difference": 0.0, "tolerance": again.compared[0]["tolerance"]}
     ]
     assert table.read_bytes() == written and "same weights to the bit" in str(again)
     report = json.loads((settings.root / "build/reports/mini/freemask-real.json").read_text())
-    assert report["from_records"] == 6 and len(report["compared"]) == 1
+    assert report["from_records"] == runs and len(report["compared"]) == 1
     for record in again.records[:2]:
         record["result"]["miou"] += 60
         write_record(record, REAL.folder(settings))
@@ -36,7 +38,7 @@ def test_without_training_what_is_missing_is_said_and_nothing_is_written(setting
     stale = {**invented(settings)[1], "code": {"fmseg.world": "0" * 16}}
     write_record(stale, freemask_real.EXPERIMENT.folder(settings))
     outcome = perform(freemask_real.EXPERIMENT, settings, "none", progress=False)
-    assert outcome.from_records == 1 and outcome.records[0] == one and outcome.records[1:] == [None] * 5
+    assert outcome.from_records == 1 and outcome.records[0] == one and not any(outcome.records[1:])
     assert list(outcome.stale) == [stale["key"]] and "fmseg.world was changed" in outcome.stale[stale["key"]]
     rows = {r["label"]: r["cells"] for r in outcome.table["rows"]}
     assert rows["SegFormer"]["mIoU"]["n"] == 1
@@ -83,8 +85,8 @@ def test_a_comparison_uses_the_spread_of_its_own_cell(settings):
     records = invented(settings, spread=10)
     again = {**records[0], "result": {**records[0]["result"], "miou": records[0]["result"]["miou"] + 2, "weights": "x"}}
     found = compare(freemask_real.EXPERIMENT, again, records[0], records)
-    own = [r["result"]["miou"] for r in records if r["config"]["method"] == "segformer"]
-    assert found["difference"] == 2 and not found["identical"]
+    own = [r["result"]["miou"] for r in records if freemask_real.cell_of(r["config"]) == "SegFormer"]
+    assert len(own) == 2 and found["difference"] == 2 and not found["identical"]
     assert found["tolerance"] == pytest.approx(tolerance(own), abs=1e-3)
 
 
@@ -94,7 +96,9 @@ def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monk
     before = {p: p.read_bytes() for p in settings.results.rglob("*") if p.is_file()}
     found = rerun.rerun(settings, progress=False)
     assert {p: p.read_bytes() for p in settings.results.rglob("*") if p.is_file()} == before
-    assert len(found) == 18 and all(c["ok"] and c["again"] == c["committed"] for c in found)
+    rows = tables.read(settings.results / "tables/freemask-real.json")["rows"]
+    assert len(found) == sum(len(row["cells"]) for row in rows)
+    assert all(c["ok"] and c["again"] == c["committed"] for c in found)
     assert not (settings.root / "build/rerun/mini/headline").exists()  # the next one starts anew
     with pytest.raises(ValueError, match="`scope` must be one of headline, all; got 'some'"):
         rerun.rerun(settings, "some")
@@ -106,7 +110,8 @@ def test_a_rerun_that_falls_outside_is_seen(settings):
     for record in moved:
         record["result"]["iou"] = [v if v is None else v - 0.02 for v in record["result"]["iou"]]
     found = rerun.compare_tables(committed, freemask_real.build_table(settings, moved))
-    assert len(found) == 18 and {c["ok"] for c in found if "ceiling" not in c["row"]} == {False}
+    assert len(found) == sum(len(row["cells"]) for row in committed["rows"])
+    assert {c["ok"] for c in found if "ceiling" not in c["row"]} == {False}
     assert {c["ok"] for c in found if "ceiling" in c["row"]} == {True}
 
 
@@ -116,25 +121,28 @@ def test_recertifying_needs_the_same_bits(settings):
     for record in stored(REAL, settings):  # as if fmseg.toy had been another module then
         write_record({**record, "code": {**record["code"], "fmseg.toy": "0" * 16}}, folder)
     keys, left = recertify.recertify(REAL, settings)
-    assert len(keys) == 6 and not left
+    methods = {config["method"] for config in REAL.configs(settings)}
+    assert len(keys) == len(REAL.configs(settings)) and not left
     certified = stored(REAL, settings)
     assert all(r["recertified"][0]["changed"] == ["fmseg.toy was changed"] for r in certified)
-    assert len({r["recertified"][0]["evidence"] for r in certified}) == 3  # one run a method was trained again
+    assert len({r["recertified"][0]["evidence"] for r in certified}) == len(methods)  # one run each was trained again
     assert recertify.recertify(REAL, settings) == ([], [])
     toy = settings.root / "fmseg/toy.py"
     toy.write_text(toy.read_text().replace("OFFSET = 0.0", "OFFSET = 0.1"))  # now a change does move the numbers
     keys, left = recertify.recertify(REAL, settings)
-    assert not keys and len(left) == 3 and "segmenter: 2 records stay stale" in left[2]
+    assert not keys and len(left) == len(methods) and "segmenter: 4 records stay stale" in left[-1]
     assert stored(REAL, settings) == certified
 
 
 def test_configurations_come_from_the_parameters(settings):
-    config = freemask_real.run_configs(settings)[0]
-    assert config["train"] == {
-        "batch_size": 4, "augment": ["flip"], "steps": 2, "lr": 0.001, "warmup_steps": 1, "eval_every": 1,
-    }  # fmt: skip
-    from fmseg import configs
-
+    by_row = {freemask_real.cell_of(config): config for config in freemask_real.run_configs(settings)}
+    common = {"batch_size": 4, "augment": ["flip"], "steps": 2, "warmup_steps": 1, "eval_every": 1}
+    one, other = by_row["SegFormer"], by_row["SegFormer from scratch"]
+    assert one["train"] == common | {"lr": 0.001, "backbone_lr": 0.1}
+    assert one["backbone"] == "zoo:hash-of-backbone-segformer"
+    assert other["train"] == common | {"lr": 0.002} and other["backbone"] == "scratch", "one rate for all of it"
+    with pytest.raises(ValueError, match="`backbone` must be one of zoo, scratch; got 'imagenet'"):
+        configs.supervised(settings, "segformer", 0, "ade", 8, 8, backbone="imagenet")
     with pytest.raises(ValueError, match=r"`exposures` \(3\) must be at least one batch \(4\)"):
         configs.supervised(settings, "segformer", 0, "ade", 8, 3)
     with pytest.raises(ValueError, match="unknown parameter 'lr.segfomer'"):
@@ -144,3 +152,44 @@ def test_configurations_come_from_the_parameters(settings):
 def test_tables_written_by_the_package_are_valid(settings):
     tables.validate(freemask_real.build_table(settings, invented(settings)))
     tables.validate(world_supervised.build_table(settings, [None] * len(world_supervised.run_configs(settings))))
+
+
+# -- while the zoo is incomplete ---------------------------------------------------------------------------------------
+
+
+def test_the_whole_zoo_gives_the_whole_table(settings):
+    runs = freemask_real.run_configs(settings)
+    assert len(runs) == 8 * len(settings.get("seeds")) and len({run_key(c) for c in runs}) == len(runs)
+    cells = {r["label"]: r["cells"]["mIoU"] for r in freemask_real.build_table(settings, invented(settings))["rows"]}
+    assert all(cells[label]["n"] == 2 for label in freemask_real.ROWS)
+    papers = {label: cell["paper"]["value"] for label, cell in cells.items() if cell["paper"]}
+    assert papers == freemask_real.PAPER, "only rows of the paper carry its numbers"
+
+
+def test_a_backbone_that_is_not_shipped_leaves_its_rows_empty_and_says_so(settings, monkeypatch):
+    ships(monkeypatch, "backbone-segmenter", "clip")
+    labels = {freemask_real.cell_of(c) for c in freemask_real.run_configs(settings)}
+    assert labels == {"Segmenter"} | {label for label in freemask_real.ROWS if "scratch" in label}
+    for record in invented(settings):
+        write_record(record, freemask_real.EXPERIMENT.folder(settings))
+    outcome = perform(freemask_real.EXPERIMENT, settings, "none", progress=False)
+    rows = {r["label"]: r["cells"] for r in tables.read(settings.results / "tables/freemask-real.json")["rows"]}
+    assert outcome.from_records == 10 and rows["Segmenter"]["mIoU"]["n"] == 2
+    assert rows["SegFormer"]["things"]["status"] == "not run: the zoo has no backbone-segformer yet"
+    assert rows["SegFormer"]["mIoU"]["paper"]["value"] == 45.6
+    found = {v["id"]: v["why"] for v in judged(freemask_real.EXPERIMENT, settings, outcome)}
+    assert "SegFormer / mIoU not run: the zoo has no backbone-segformer yet" in found["freemask.real.1"]
+    ships(monkeypatch, *MODULES)
+    outcome = perform(freemask_real.EXPERIMENT, settings, "none", progress=False)
+    assert (outcome.records.count(None), outcome.from_records) == (6, 10), "what was there stays, the rest is asked for"
+
+
+def test_the_curve_waits_for_its_backbone_and_the_converged_runs_do_not(settings, monkeypatch):
+    whole = world_supervised.run_configs(settings)
+    ships(monkeypatch)
+    runs = world_supervised.run_configs(settings)
+    assert runs == [c for c in whole if c["split"] == "large"] and {c["backbone"] for c in runs} == {"scratch"}
+    table = world_supervised.build_table(settings, invented(settings, world_supervised.EXPERIMENT))
+    cells = {r["label"]: r["cells"]["voc"] for r in table["rows"]}
+    assert cells["the training split"]["status"] == "not run: the zoo has no backbone-segformer yet"
+    assert cells["SegFormer to convergence"]["n"] == 1

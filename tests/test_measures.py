@@ -57,7 +57,7 @@ def test_the_probe_sees_a_mask_wherever_it_lies():
     mask = np.zeros((64, 64), dtype=bool)
     mask[10:20, 12:22] = True
     moved = np.roll(mask, (25, 30), (0, 1))
-    assert np.allclose(perception._centred(mask), perception._centred(moved), atol=0.02)
+    assert np.allclose(perception.centred(mask), perception.centred(moved), atol=0.02)
 
 
 def test_fresh_pictures_are_nobodys_validation_or_training_pictures():
@@ -95,3 +95,10 @@ def test_prompts_and_seeds_are_those_of_the_measurement():
     assert generation.prompts_of([("plain arch", "plain disc")]) == ["a photo of a plain arch and a plain disc"]
     seeds = {s for seed in range(3) for what in range(1, 5) for s in generation.seeds_of(seed, what, 50)}
     assert len(seeds) == 3 * 4 * 50 and all(0 <= s < 2**64 for s in seeds)
+
+
+def test_the_probe_is_fair_true_masks_tell_the_shape_and_not_the_pattern():
+    found = perception.mask_probe(100, perception.TRUTH, 120)
+    assert found["shape"] > 3 * found["shape, most frequent"] and found["shape"] > 60
+    assert found["pattern"] < 60, "a shape of `voc` has two of the four patterns: half of them can be guessed"
+    assert found == perception.mask_probe(100, perception.TRUTH, 120)

@@ -78,3 +78,15 @@ def test_a_parameters_cell_holds_plain_values_only(project):
 def test_an_unknown_notebook_is_met_with_those_that_exist(project):
     with pytest.raises(FileNotFoundError, match="no notebook '11_cubes'.*there are: 10_squares"):
         notebooks.execute("11_cubes", project(DECLARED), progress=False)
+
+
+def test_pages_fold_solutions_and_nothing_else():
+    """In a notebook the cell's metadata folds it; in the page a <details> around the whole cell does."""
+    solution = cell("def solution():\n    return 1", ["solution"])
+    for cells in ([cell("a = 2"), solution, cell("b = 3")], [cell("a = 2"), cell("b = 3"), solution]):
+        page = notebooks.html(nbformat.v4.new_notebook(cells=cells))
+        _, _, rest = page.partition("<details><summary>Solution</summary>")
+        folded, _, after = rest.partition("</details>")
+        assert page.count("<details>") == page.count("</details>") == 1
+        assert ">solution<" in folded and folded.count("<div") == folded.count("</div") and ">b<" not in folded
+        assert (">b<" in after) == (cells[-1] is not solution)

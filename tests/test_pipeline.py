@@ -76,6 +76,31 @@ def test_a_notebook_depends_on_what_it_imports_cites_and_reads(write):
         write("{{ cite no-such/row/column }}", "x = 1")
 
 
+def test_a_notebook_that_needs_models_is_a_stage_once_they_are_shipped(write, tmp_path):
+    write("# 50", "x = 1")
+    assert pipeline.stage_names(tmp_path) == ["50_new"]
+    with pytest.raises(KeyError):  # not listed
+        write("# 50", 'from fmseg import zoo\nzoo.need("clip", "mim")')
+    for name in ("clip", "mim"):
+        assert pipeline.stage_names(tmp_path) == []
+        (tmp_path / pipeline.ZOO / name).mkdir(parents=True)
+        (tmp_path / pipeline.ZOO / name / "card.json").write_text("{}")
+    assert pipeline.stage_names(tmp_path) == ["50_new"]
+    assert pipeline.ZOO in pipeline.stages(tmp_path)["50_new"]["deps"]
+    assert pipeline.models_needed(tmp_path / "notebooks/50_new.ipynb") == {"clip", "mim"}
+
+
+def test_notebooks_ask_for_the_models_that_they_open():
+    from fmseg.zoo_train import MODULES
+
+    needed = {path.stem: pipeline.models_needed(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
+    assert needed["02_clip"] == {"clip"} and needed["03_attention"] == {"clip", "mim"} and not needed["05_zoo"]
+    assert needed["04_diffusion"] == {"diffusion", "layout-ade", "weak-ade", "oracle"}
+    for name, models in needed.items():
+        opened = set(re.findall(r'zoo\.folder\(\\"(.+?)\\"\)', (ROOT / f"notebooks/{name}.ipynb").read_text()))
+        assert opened <= models <= set(MODULES), name
+
+
 def test_source_notebooks_are_clean_and_short():
     mapped = (ROOT / "notebooks/00_start_here.ipynb").read_text()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):

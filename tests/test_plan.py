@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 from toys import REAL, ROOT, VALUES, invented
 
-from fmseg import camvid_real, configs, freemask_real, plan, world_supervised
+from fmseg import camvid_real, configs, freemask_real, plan, world_supervised, zoo_table
+from fmseg.catalogue import EXPERIMENTS
 from fmseg.records import write_record
 from fmseg.settings import Settings, load
+from fmseg.train_table import waiting
 
 
 class Clock:
@@ -48,12 +50,13 @@ def test_runs_in_parallel_end_with_the_last_one():
 
 def test_a_stage_by_hand_with_records_and_without(settings):
     runs = REAL.configs(settings)
+    count = len(runs)
     costs = {plan.kind_of(c): COST for c in runs}
     each = 7 + 2 * 2 + 2 * 4 * 0.5
     whole = plan.predict(REAL, settings, costs, workers=2)
-    assert (whole.runs, whole.serial) == (6, 6 * each)
-    assert whole.total == plan.NOTEBOOK_SECONDS + plan.WORKER_SECONDS + 3 * each
-    assert whole.memory == 2 * COST.memory and whole.disk == 2 * COST.checkpoint + 600_000
+    assert (whole.runs, whole.serial) == (count, count * each) and count % 2 == 0
+    assert whole.total == plan.NOTEBOOK_SECONDS + plan.WORKER_SECONDS + count / 2 * each
+    assert whole.memory == 2 * COST.memory and whole.disk == 2 * COST.checkpoint + 100_000 * count
     from fmseg.provenance import closure
 
     for record in invented(settings, REAL, code=closure("fmseg.toy", settings.root)):
@@ -90,10 +93,24 @@ def test_launch_lines(tmp_path):
 
 def test_calibration_times_the_trainer_itself():
     settings = Settings("mini", VALUES | {"world": VALUES["world"] | {"size": 64}}, ROOT)
-    config = configs.supervised(settings, "segformer", 0, "ade", 8, 8)
+    config = configs.supervised(settings, "segformer", 0, "ade", 8, 8, backbone="scratch")
     cost = plan.calibrate(config)
     assert 0.003 < cost.step < 10 and 0.0001 < cost.picture < 2 and 0.01 < cost.prepare < 10
     assert cost.device == "CPU" and cost.scaled is None and cost.checkpoint > 10**6 and cost.memory > 10**8
+
+
+def test_a_measurement_of_the_zoo_is_timed_on_few_pictures_and_scaled(settings, monkeypatch):
+    clock = Clock()
+
+    def measure(seed, count):
+        clock.now += 3.0 + 0.5 * count  # three seconds to load, half a second a picture
+
+    lines = zoo_table.MEASURES["prompted-pairs"][2]
+    monkeypatch.setitem(zoo_table.MEASURES, "prompted-pairs", (("diffusion",), measure, lines))
+    config = next(c for c in zoo_table.run_configs(settings) if c["method"] == "prompted-pairs")
+    cost = plan.calibrate(config, clock)
+    seconds = plan.run_seconds(config, cost, plan.validation_pictures(config))
+    assert seconds == pytest.approx(3.0 + 0.5 * config["images"]) and plan.kind_of(config) == ("prompted-pairs",)
 
 
 def test_each_kind_of_run_has_a_peak_of_its_own():
@@ -116,10 +133,13 @@ def test_a_paper_size_model_is_timed_at_batch_one_and_scaled(tmp_path):
 def test_a_plan_for_every_stage_and_profile(settings, monkeypatch, capsys):
     monkeypatch.setattr(plan, "calibrate", lambda config: COST)
     for profile in ("mini", "paper", "smoke"):
-        text = plan.plan(load(profile, ROOT), [], workers=2, progress=False)
+        there = load(profile, ROOT)
+        text = plan.plan(there, [], workers=2, progress=False)
         assert all(name in text for name in ("00_start_here", "20_freemask_real / freemask-real", "90_ledger"))
+        assert ("05_zoo / zoo: " in text) == (profile != "paper")
         assert ("torchrun" in text) == (profile == "paper")
-        assert ("one more live" in text) == (profile == "mini"), "where there are records"
+        recorded = any(len(waiting(e, there)) < len(e.configs(there)) for e in EXPERIMENTS.values() if not e.photos)
+        assert ("one more live" in text) == (recorded and profile != "paper"), "where there are records"
     assert "1 such device" in plan.plan(load("paper", ROOT), ["20_freemask_real"], progress=False)
     assert world_supervised.run_configs(load("paper", ROOT)) == []
     assert plan.main(["21_nothing"]) == 1

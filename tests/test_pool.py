@@ -13,7 +13,8 @@ from fmseg.records import path_of, read_record
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {
-    "method": "segformer", "seed": 100, "draw": "voc", "split": "train", "images": 12, "validation": 6, "size": 32,
+    "method": "segformer", "backbone": "scratch", "seed": 100, "draw": "voc", "split": "train", "images": 12,
+    "validation": 6, "size": 32,
     "train": {"steps": 6, "batch_size": 4, "lr": 0.002},
 }  # fmt: skip
 LONG = {**CONFIG, "train": {**CONFIG["train"], "steps": 200}}

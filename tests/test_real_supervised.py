@@ -114,6 +114,8 @@ def test_bad_configurations_are_named(paper, monkeypatch):
     config = mini(paper)
     with pytest.raises(ValueError, match="unknown key of a run's configuration 'tests'|did you mean"):
         real_supervised.run(config | {"tests": {}})
+    with pytest.raises(ValueError, match="`backbone` is of mini segmenters, and this one has size 'b2'; see `pretrain"):
+        real_supervised.run(config | {"size": "b2", "backbone": "scratch"})
     with pytest.raises(ValueError, match="lacks pipeline, test"):
         real_supervised.run({k: v for k, v in config.items() if k not in ("pipeline", "test")})
     monkeypatch.delenv("FMSEG_DATA")

@@ -109,3 +109,18 @@ def test_the_oracle_knows_no_word_of_the_web_alone():
     from fmseg.words import STUFF, THINGS
 
     assert load_oracle()[1] == THINGS + STUFF
+
+
+@there("diffusion")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=there(n)) for n in MODULES if n.startswith(("layout-", "weak-"))]
+)
+def test_layout_models_paint_what_the_seed_says(name):
+    from fmseg.generation import from_layouts
+    from fmseg.measure_perception import fresh
+
+    drawn = fresh(name.partition("-")[2], 200, 2)
+    images = from_layouts(drawn.labels, drawn.classes, [0, 1], name, steps=4)
+    assert images.shape == drawn.images.shape and images.dtype == np.uint8
+    assert np.array_equal(images, from_layouts(drawn.labels, drawn.classes, [0, 1], name, steps=4))
+    assert not np.array_equal(images, from_layouts(drawn.labels, drawn.classes, [2, 3], name, steps=4))

@@ -44,6 +44,12 @@ def test_what_the_author_wrote_stays():
     assert not any(c.get("outputs") for c in stripped["cells"])
 
 
+def test_a_solution_that_was_opened_is_folded_again():
+    cell = {"cell_type": "code", "source": "x", "metadata": {"tags": ["solution"], "jupyter": {"outputs_hidden": True}}}
+    stripped = strip({"metadata": {}, "cells": [cell, {"cell_type": "code", "source": "y", "metadata": {}}]})["cells"]
+    assert [c["metadata"] for c in stripped] == [{"jupyter": {"source_hidden": True}, "tags": ["solution"]}, {}]
+
+
 def test_other_files_are_left_alone():
     model = {"type": "file", "content": "metadata"}
     pre_save(model)

@@ -80,9 +80,10 @@ PINNED = {
     "ade": "57e8a8f41f67ac3c",
     "stuff": "4de09f825d6e42fe",
     "web": "459fab22657a3b5c",
-    "oracle": "1418864f1e7f1dd8",
-    "judge": "f4528ba5945cc8f2",
+    "oracle": "865ea35f2b583e95",
+    "judge": "2383e81f68de07e7",
     "icon": "e4b53de31fd8ac4d",
+    "duo": "c612d95780e030d0",
 }
 
 
@@ -179,7 +180,7 @@ def test_image_level_labels_say_what_can_be_seen():
     assert drawn.labels.max() < drawn.draw.num_classes == 48
 
 
-@pytest.mark.parametrize("draw", ["web", "icon"])
+@pytest.mark.parametrize("draw", ["web", "icon", "duo"])
 def test_web_captions_are_wrong_at_the_known_rate_and_others_never(draw):
     drawn = draw_set(draw, "train", 300)
     omitted = shown = added = 0
@@ -200,8 +201,8 @@ def test_web_captions_are_wrong_at_the_known_rate_and_others_never(draw):
 def test_extra_words_live_in_what_foundation_models_see_and_in_the_judge():
     extra = set(WEB_THINGS) - set(THINGS)
     for name, draw in DRAWS.items():
-        assert bool(extra & set(draw.statistics.things)) is (name in ("web", "icon", "judge"))
-        assert bool(extra & set(draw.classes)) is (name in ("web", "icon", "judge"))
+        assert bool(extra & set(draw.statistics.things)) is (name in ("web", "icon", "duo", "judge"))
+        assert bool(extra & set(draw.classes)) is (name in ("web", "icon", "duo", "judge"))
     assert set(STUFF) <= set(get_draw("ade").classes)
 
 
@@ -209,7 +210,7 @@ def test_oracle_and_judge_look_like_the_web_and_have_all_masks():
     web, oracle, judge = (get_draw(name) for name in ("web", "oracle", "judge"))
     assert oracle.classes == get_draw("ade").classes == THINGS + STUFF and oracle.num_classes == 48
     assert judge.classes == WEB_THINGS + STUFF and judge.num_classes == 104
-    assert judge.statistics == web.statistics == replace(oracle.statistics, things=WEB_THINGS)
+    assert judge.statistics == replace(web.statistics, upright=0.6) == replace(oracle.statistics, things=WEB_THINGS)
     assert set(oracle.statistics.things) == set(THINGS), "none of the words that the web alone has"
     for draw in (oracle, judge):
         drawn = draw_set(draw.name, "large", 40)
@@ -221,12 +222,23 @@ def test_oracle_and_judge_look_like_the_web_and_have_all_masks():
     assert not np.array_equal(draw_set("judge", "large", 1).images, draw_set("web", "large", 1).images)
 
 
-def test_icons_show_one_large_thing_upright():
-    drawn = draw_set("icon", "train", 40)
-    assert all(len(names) == 1 for names in drawn.things) and get_draw("icon").classes == get_draw("web").classes
-    scenes = draw_set("web", "train", 40)
-    sizes = [(d.instances > 0).sum() / sum(map(len, d.things)) for d in (drawn, scenes)]
-    assert sizes[0] > 1.3 * sizes[1]
+def test_a_share_of_the_scenes_is_upright():
+    rng = np.random.default_rng(0)
+    scenes = [compose(rng, get_draw("oracle").statistics) for _ in range(400)]
+    upright = np.mean([all(abs(t.degrees) <= 20 for t in scene.things) for scene in scenes])
+    by_chance = np.mean([(20 / 180) ** len(scene.things) for scene in scenes])
+    assert abs(upright - (0.6 + 0.4 * by_chance)) < 0.08
+
+
+@pytest.mark.parametrize(("name", "count"), [("icon", 1), ("duo", 2)])
+def test_icons_show_one_large_thing_upright_and_duos_two(name, count):
+    assert get_draw(name).classes == get_draw("web").classes
+    rng = np.random.default_rng(0)
+    ours, scenes = ([compose(rng, get_draw(n).statistics) for _ in range(100)] for n in (name, "web"))
+    assert all(len(scene.things) == count for scene in ours)
+    smallest = [min(thing.radius for scene in some for thing in scene.things) for some in (ours, scenes)]
+    assert smallest[0] >= 12 > 8 > smallest[1]
+    assert all(abs(thing.degrees) <= 20 for scene in ours for thing in scene.things)
 
 
 def test_seed_ranges():

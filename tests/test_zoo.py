@@ -160,3 +160,12 @@ def test_every_model_that_is_shipped_can_be_described():
         assert not any(sign in text for text in words.values() for sign in "{}")
     assert "deeplabv3" in about("backbone-deeplabv3")["what"] and "`ade`" in about("layout-ade")["data"]
     assert all(name in MODULES or name.endswith("-") for name in ABOUT)
+
+
+def test_what_the_zoo_lacks_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr(zoo, "names", lambda: ["clip", "vae"])
+    assert zoo.lacking() is None and zoo.lacking("clip", "vae") is None
+    assert zoo.lacking("mim", "clip", "dino", "mim") == "the zoo has no mim, dino yet"
+    zoo.need("clip")
+    with pytest.raises(ValueError, match="the zoo has no mim yet; `python -m fmseg.zoo_train` trains, "):
+        zoo.need("clip", "mim")

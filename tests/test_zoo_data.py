@@ -10,7 +10,16 @@ import torch
 from fmseg import zoo_data
 from fmseg.datasets import DRAWS, draw_set, get_draw
 from fmseg.zoo_clip import in_other_words, shortened
-from fmseg.zoo_data import WORDS, both, labelled_images, mixed_indices, named_words, naming_loss, web_images
+from fmseg.zoo_data import (
+    WORDS,
+    both,
+    labelled_images,
+    mixed_indices,
+    named_words,
+    naming_loss,
+    shared_indices,
+    web_images,
+)  # fmt: skip
 from fmseg.zoo_diffusion import reworded
 from fmseg.zoo_loop import Recipe
 
@@ -179,3 +188,20 @@ def test_reworded_captions_drop_or_reword_and_never_invent():
     assert {reworded("a photo of sand", rng) for _ in range(200)} == {
         "", "sand", "a photo of sand", "a photograph of sand", "a picture of sand",
     }  # fmt: skip
+
+
+def test_sets_share_a_batch_and_each_is_seen_epoch_by_epoch():
+    recipe, counts, shares = Recipe(steps=10, batch_size=8, lr=1.0), [20, 6, 9], [0.5, 0.25, 0.25]
+    batches = [shared_indices(counts, shares, recipe, step) for step in range(10)]
+    for batch in batches:
+        assert [np.sum((batch >= a) & (batch < b)) for a, b in ((0, 20), (20, 26), (26, 35))] == [4, 2, 2]
+    seen = np.concatenate(batches)
+    assert sorted(seen[(seen >= 20) & (seen < 26)][:6]) == list(range(20, 26)), "an epoch of the second set"
+    assert sorted(seen[seen < 20][:20]) == list(range(20))
+    assert len(shared_indices([5], [1.0], recipe, 0)) == 8
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.0, 0.5, 0.5], [1.0, 0.5, 0.5]])
+def test_shares_that_do_not_fit(shares):
+    with pytest.raises(ValueError, match="one a set and leave the first"):
+        shared_indices([20, 6, 9], shares, Recipe(steps=1, batch_size=8, lr=1.0), 0)

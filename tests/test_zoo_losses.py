@@ -9,7 +9,7 @@ import torch
 
 from fmseg import zoo_vits
 from fmseg.contrastive import contrastive_loss
-from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
+from fmseg.noising import clean_latents, deciding_timesteps, noise_loss, signal_to_noise, spread_timesteps
 from fmseg.zoo_clip import mistaken
 from fmseg.zoo_configs import SCHEDULER, VAE, VIT
 from fmseg.zoo_diffusion import latents_of
@@ -114,6 +114,26 @@ def vae():
     model = AutoencoderKL.from_config(VAE).eval()
     model.register_to_config(scaling_factor=0.5)
     return model
+
+
+def test_half_of_the_timesteps_lie_where_it_is_decided_what_is_shown():
+    torch.manual_seed(0)
+    at = deciding_timesteps(4000, 1000)
+    middle = ((at >= 300) & (at < 800)).float().mean()
+    assert at.dtype == torch.int64 and 0 <= at.min() and at.max() < 1000 and middle == pytest.approx(0.75, abs=0.01)
+    assert (at < 300).float().mean() == pytest.approx(0.15, abs=0.01)
+    assert len(deciding_timesteps(1, 1000)) == 1 and not torch.equal(at, at.sort().values)
+
+
+def test_taking_the_true_noise_away_leaves_the_clean_latents():
+    torch.manual_seed(0)
+    alphas = torch.linspace(0.999, 0.01, 50, dtype=torch.float64)
+    clean, noise = torch.randn(2, 6, 4, 3, 3, dtype=torch.float64)
+    at = torch.tensor([0, 10, 20, 30, 40, 49])
+    kept = alphas[at].view(-1, 1, 1, 1)
+    noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    torch.testing.assert_close(clean_latents(noisy, noise, alphas, at), clean)
+    assert (clean_latents(noisy, noise + 0.1, alphas, at) - clean).abs().amax((1, 2, 3)).diff().gt(0).all()
 
 
 def test_latents_are_kept_and_belong_to_their_pictures(vae, tmp_path):

@@ -4,17 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toys import ships
 
 from fmseg import tables, zoo, zoo_table
 from fmseg.records import run_key
 from fmseg.settings import load
+from fmseg.zoo_train import MODULES
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def settings(monkeypatch):
-    monkeypatch.setattr(zoo, "weights_hash", lambda name: f"hash-of-{name}")
+    ships(monkeypatch, *MODULES)
     values = {"seeds": [0, 1, 2], "zoo": {"real": 20, "generated": 5}}
     return replace(load("mini", ROOT), values=values)
 
@@ -72,3 +74,37 @@ def test_a_measurement_refuses_other_weights_than_its_configuration_names(settin
         zoo_table.run({**config, "method": "clip"})
     with pytest.raises(ValueError, match="lacks zoo"):
         zoo_table.run({k: v for k, v in config.items() if k != "zoo"})
+
+
+def test_what_is_not_shipped_is_said_and_the_rest_is_measured(settings, monkeypatch):
+    whole = zoo_table.run_configs(settings)
+    assert {c["method"] for c in whole} == set(zoo_table.MEASURES) and len(whole) == 3 * len(zoo_table.MEASURES)
+    ships(monkeypatch, "clip", "mim")
+    part = zoo_table.run_configs(settings)
+    assert {c["method"] for c in part} == {
+        "clip-recall-voc", "clip-recall-coco", "clip-recall-web", "attention-mim", "probe-mim", "probe-truth"
+    }  # fmt: skip
+    assert all(c in whole for c in part), "what is measured now stays when the rest is shipped"
+    cells = {r["label"]: r["cells"]["measured"] for r in zoo_table.build_table(settings, records(settings))["rows"]}
+    assert cells["mim attention IoU"]["n"] == cells["true mask tells the shape"]["n"] == 3
+    assert cells["dino attention IoU"]["status"] == "not run: the zoo has no dino yet"
+    assert cells["one prompted found by the judge"]["status"] == "not run: the zoo has no diffusion, oracle, judge yet"
+    assert len(cells) == len([line for _, _, lines in zoo_table.MEASURES.values() for line in lines])
+    paper = load("paper", ROOT)
+    assert zoo_table.run_configs(paper) == []
+    assert {r["cells"]["measured"]["status"] for r in zoo_table.build_table(paper, [])["rows"]} == {
+        "not run: measured in the mini world"
+    }
+
+
+def test_a_value_that_no_picture_gave_is_left_out(settings, monkeypatch):
+    config = next(c for c in zoo_table.run_configs(settings) if c["method"] == "real-singles")
+    lines = zoo_table.MEASURES["real-singles"][2]
+    measured = {"single, oracle": float("nan"), "pair, oracle": 12.5, "single, judge": 30.0}
+    monkeypatch.setitem(zoo_table.MEASURES, "real-singles", (("oracle", "judge"), lambda *_: measured, lines))
+    result = zoo_table.run(config)["result"]
+    assert result["values"]["single, oracle"] is None and result["miou"] == 12.5
+    record = {"key": run_key(config), "config": config, "code": {}, "result": result}
+    cells = {r["label"]: r["cells"]["measured"] for r in zoo_table.build_table(settings, [record])["rows"]}
+    assert cells["one real thing found by the oracle"]["n"] == 0
+    assert cells["two real things both found by the oracle"]["mean"] == 12.5

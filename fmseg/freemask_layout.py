@@ -1,0 +1,128 @@
+"""A table of FreeMask as data: for every cell the run behind it; from that the runs, the rows and the claims' labels.
+
+A cell is the mean over seeds of one number of one kind of run. Tables share runs: the same configuration in two tables
+is trained once, and lent (``lenders`` of :class:`fmseg.experiment.Experiment`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fmseg import freemask_configs, tables
+from fmseg.experiment import Experiment, on_real_data, provenance
+from fmseg.records import run_key
+from fmseg.settings import Settings
+from fmseg.tables import cell, not_run, paper_value, row
+
+MISSING = "no record of its runs"
+UNIT = "% mIoU"
+
+
+def miou(result: dict[str, Any]) -> float:
+    """What most cells show: mIoU in percent on the validation set."""
+    return result["miou"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell.
+
+    Attributes:
+        make: (settings, seed) -> configuration of the run.
+        judged: whether a claim is judged on it, so that it has all seeds; else ``freemask.other_seeds``.
+        paper: (value, certainty) of the paper, value None where it could not be recovered; or None.
+        value: record's result -> the number.
+        headline: whether `make rerun` trains it without being asked for everything.
+    """
+
+    make: Callable[[Settings, int], dict[str, Any]]
+    judged: bool = False
+    paper: tuple[float | None, str] | None = None
+    value: Callable[[dict[str, Any]], float] = miou
+    headline: bool = False
+
+    def seeds(self, settings: Settings) -> list[int]:
+        """Seeds of its runs."""
+        return settings.get("seeds") if self.judged else freemask_configs.other_seeds(settings)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table: ``rows`` is {label: {column: Entry, or text: why it is not run}}; the rest as :func:`fmseg.tables.table`
+    has it, ``source`` being where the paper's numbers were read; ``family`` are the tables that share runs."""
+
+    id: str
+    title: str
+    paper: str
+    source: str
+    columns: tuple[str, ...]
+    rows: Callable[[Settings], dict[str, dict[str, Entry | str]]]
+    note: str
+    stage: str
+    unit: str = UNIT
+    family: tuple[str, ...] = ()
+
+    def entries(self, settings: Settings) -> list[Entry]:
+        """All cells that have runs."""
+        return [e for line in self.rows(settings).values() for e in line.values() if isinstance(e, Entry)]
+
+    def runs(self, settings: Settings, headline: bool = False) -> list[dict[str, Any]]:
+        """Configurations of its runs, each once; [] in a profile or with a zoo that has none."""
+        if on_real_data(settings) or freemask_configs.lacking(settings):
+            return []
+        wanted = [e for e in self.entries(settings) if e.headline or not headline]
+        made = [e.make(settings, seed) for e in wanted for seed in e.seeds(settings)]
+        return list({run_key(config): config for config in made}.values())
+
+    def build(self, settings: Settings, records: list[dict | None]) -> dict:
+        """The table from its records; pure."""
+        found = {r["key"]: r["result"] for r in records if r}
+        why = "it is the mini world's" if on_real_data(settings) else freemask_configs.lacking(settings)
+        lines = []
+        for label, cells in self.rows(settings).items():
+            lines.append(
+                row(label, {c: self._cell(settings, cells[c], found, why) for c in self.columns if c in cells})
+            )
+        return tables.table(
+            self.id, self.title, self.paper, self.unit, list(self.columns), lines, note=self.note,
+            provenance=provenance(self.experiment(), settings, records),
+        )  # fmt: skip
+
+    def _cell(self, settings, entry, found, why):
+        if isinstance(entry, str):
+            return not_run(entry)
+        paper = paper_value(*entry.paper, self.source) if entry.paper else None
+        if why:
+            return not_run(why, paper)
+        keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
+        values = {seed: entry.value(found[key]) for seed, key in keys.items() if key in found}
+        return cell(values, paper) if values else not_run(MISSING, paper)
+
+    def experiment(self) -> Experiment:
+        """The table as :mod:`fmseg.experiment` performs it."""
+        lenders = tuple(id for id in self.family if id != self.id)
+        return Experiment(
+            self.id, self.stage, "fmseg.freemask_runs", self.runs, self.build, describe, self.headline, None, lenders
+        )  # fmt: skip
+
+    def headline(self, settings: Settings) -> list[dict[str, Any]]:
+        """Configurations of the runs that `make rerun` trains without being asked for everything."""
+        return self.runs(settings, headline=True)
+
+
+def describe(config: dict[str, Any]) -> str:
+    """What a run is, in words; runs of one description differ by their seed alone."""
+    train, words = config["train"], [config["method"], f"on {config['images']} images of {config['draw']}"]
+    if config["backbone"] == "scratch":
+        words.append("from scratch")
+    words.append(f"{config['paradigm']}, {train['steps']} steps, augment {'+'.join(train.get('augment', []))}")
+    if "synthetic" in config:
+        wanted, paints = config["synthetic"], config["generator"]
+        own = paints.get("own")
+        words.append(f"own generator from {own['start']}" if own else paints["model"])
+        words.append(f"most {wanted['most']}" + (", re-sampled" if wanted["resample"] else ""))
+        if wanted["alpha"] is not None:
+            words.append(f"filtered at {wanted['alpha']:g}, {wanted['means']} means")
+    if config.get("exclude_ignored"):
+        words.append("ignored pixels excluded")
+    return ", ".join(words)

@@ -1,0 +1,228 @@
+"""Runs of Grounded Diffusion's Protocol I, in the shape of training runs: a head trained and scored, or DAAM scored.
+
+The pictures are painted once and shared (:mod:`fmseg.grounded_pictures`); a seed decides which of them a head sees, its
+initial weights and their order. Test pictures are the same for all seeds.
+"""
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fmseg import grounded_scores as scored
+from fmseg import grounded_sets as sets
+from fmseg import grounded_train, zoo
+from fmseg.datasets import get_draw
+from fmseg.generation import text_to_image
+from fmseg.grounded_inverted import inverted, true_triplets
+from fmseg.grounded_pictures import KINDS, Ask, Pictures, painted
+from fmseg.grounded_sets import Triplets
+from fmseg.grounding import GroundingHead
+from fmseg.provenance import canonical_hash
+from fmseg.settings import check_config
+from fmseg.train_config import TrainConfig
+from fmseg.words import WEB_THINGS, find, kind_of_novelty
+
+METHODS = ("head", "daam")
+KEYS = ("method", "seed", "draw", "seen", "step", "sampling", "oracle", "pictures", "test", "zoo", "train")
+OPTIONAL = ("head", "undetected", "average")
+LEARN_FROM = ("painted", "inverted, true masks", "inverted, oracle")
+MODELS = ("diffusion", "oracle", "judge")
+CEILINGS = (8, 16, 32)  # cells a side
+
+
+def run(
+    config: dict[str, Any],
+    *,
+    checkpoint: str | PathLike | None = None,
+    checkpoint_every: int | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    **_: Any,
+) -> dict[str, Any]:
+    """Train and score one head, or score DAAM.
+
+    Args:
+        config: ``method`` ('head' or 'daam'), ``seed``, ``draw`` (whose classes the pictures show), ``seen`` (names
+            that the head learns), ``step`` (of the features, from the clean end), ``sampling`` (``steps``,
+            ``guidance`` of ``train`` and of ``test``), ``oracle`` (``rule``, ``score``, ``area``), ``pictures`` (what
+            to learn from, see :func:`training_set`), ``test`` (see :func:`test_sets`), ``zoo`` ({model: hash of its
+            weights}), ``train`` (fields of :class:`fmseg.train_config.TrainConfig` but ``seed``); for heads ``head``
+            (options of :class:`fmseg.grounding.GroundingHead`), ``undetected``, ``average``.
+        checkpoint, checkpoint_every, on_step: as in :func:`fmseg.grounded_train.train`.
+
+    Returns:
+        ``result``: ``miou`` (percent, mean over columns), ``weights``, ``scores`` (set of pictures -> column -> what
+        :func:`fmseg.grounded_scores.scores` gives), and for DAAM ``curve``, ``fixed`` and ``ceiling``; ``curve`` of the
+        loss; ``seconds``; and the trained ``model`` (None for DAAM).
+
+    Raises:
+        ValueError: an unknown or missing key, name or value; weights that are not the configuration's.
+    """
+    check_config(config, KEYS, OPTIONAL)
+    find(config["method"], METHODS, "method")
+    wrong = [name for name, known in config["zoo"].items() if zoo.weights_hash(name) != known]
+    if wrong or not config["zoo"]:
+        raise ValueError(f"`zoo` of the configuration does not hold the hashes of the shipped models: {wrong}")
+    return _daam(config) if config["method"] == "daam" else _head(config, checkpoint, checkpoint_every, on_step)
+
+
+def trained(config: Mapping, **how: Any) -> tuple[GroundingHead, dict]:
+    """The head of a configuration, trained, and what :func:`fmseg.grounded_train.train` says; see :func:`run`."""
+    data = training_set(config)
+    options = TrainConfig.from_dict({**config["train"], "seed": config["seed"]})
+    head = grounded_train.build(text_to_image().unet.config, config.get("head", {}), config["seed"])
+    quirks = {key: config.get(key, default) for key, default in grounded_train.QUIRKS.items()}
+    return head, grounded_train.train(head, data, options, **quirks, **how) | {"pictures": len(data)}
+
+
+def training_set(config: Mapping) -> Triplets:
+    """What a head learns from: pictures that name seen classes alone.
+
+    ``pictures`` of the configuration: ``from`` (one of :data:`LEARN_FROM`). Painted: how many of each of
+    :data:`fmseg.grounded_pictures.KINDS`, ``of`` ('draw': of all its classes, so that splits share them, and those of
+    unseen classes are passed over; 'seen'), ``share`` (of them that a seed sees). Inverted: ``images`` of the draw's
+    training split.
+
+    Raises:
+        ValueError: an unknown source, or nothing is left to learn from.
+    """
+    what, seen = config["pictures"], tuple(config["seen"])
+    source = find(what["from"], LEARN_FROM, "pictures.from")
+    if source:
+        return _inverted_set(config, seen, "train", what["images"], LEARN_FROM[source] == LEARN_FROM[1])
+    classes = draw_things(config["draw"]) if what["of"] == "draw" else seen
+    found = []
+    for kind in KINDS:
+        if what.get(kind):
+            pictures = painted(
+                kind, classes, "train", what[kind], steps=config["sampling"]["steps"],
+                guidance=config["sampling"]["train"],
+            )  # fmt: skip
+            found.append(sets.only_of(_triplets(pictures, classes, config, "oracle"), seen))
+    data = sets.together(found)
+    if config.get("undetected", "skip") == "skip":
+        data = sets.with_any_mask(data)
+    if not len(data):
+        raise ValueError("no painted picture shows what was asked for: paint more, or lower `oracle.area`")
+    return sets.drawn_by(data, config["seed"], what["share"])
+
+
+def test_sets(config: Mapping) -> dict[str, tuple[Pictures, Triplets, list[str]]]:
+    """Test pictures by set: with their triplets and the column of each.
+
+    ``test`` of the configuration: ``one``, ``two``: numbers of pictures of all classes of the draw; ``unseen``: pairs
+    of each group of classes in ``groups``, of which uniform pairs would hold too few; ``novel``: pictures of one thing
+    of any word, which the judge decides about; ``real``: real validation pictures of the draw, inverted, with their
+    true masks. Sets of 0 are left out. Sets are 'painted', 'novel', 'real, truth', 'real, oracle'.
+    """
+    test, classes, made = config["test"], draw_things(config["draw"]), {}
+    how = {"steps": config["sampling"]["steps"], "guidance": config["sampling"]["test"]}
+    asked = [painted(kind, classes, "test", test[kind], **how) for kind in ("one", "two") if test.get(kind)]
+    if test.get("unseen"):
+        asked += [painted("two", group, "test", test["unseen"], **how) for group in test["groups"]]
+    if asked:
+        data = sets.together([_triplets(p, classes, config, "oracle") for p in asked])
+        made["painted"] = (_side_by_side(asked), data, scored.columns_of(data, config["seen"]))
+    if test.get("novel"):
+        pictures = painted("one", WEB_THINGS, "novel", test["novel"], **how)
+        data = _triplets(pictures, WEB_THINGS, config, "judge")
+        kinds = [kind_of_novelty(a.names[0], tuple(config["seen"])) for a in pictures.asks]
+        made["novel"] = (pictures, data, kinds)
+    if test.get("real"):
+        for name, true in (("real, truth", True), ("real, oracle", False)):
+            pictures = _inverted(config, "val", test["real"])
+            data = _of_inverted(pictures, config, classes, true)
+            made[name] = (pictures, data, [_seen_or_not(row, data, config["seen"]) for row in data.named.tolist()])
+    return made
+
+
+def draw_things(draw: str) -> tuple[str, ...]:
+    """Names of a draw's classes without its background."""
+    return tuple(name for name in get_draw(draw).classes if name != "background")
+
+
+def _seen_or_not(row: list[int], data: Triplets, seen) -> str | None:
+    kinds = {data.classes[k] in seen for k in row if k >= 0}
+    return None if len(kinds) > 1 else ("seen" if kinds == {True} else "unseen")
+
+
+def _triplets(pictures: Pictures, classes, config: Mapping, oracle: str) -> Triplets:
+    options = config["oracle"] | {"name": oracle}
+    return sets.triplets(pictures, classes, config["step"], options, keep=config["step"] == 1)
+
+
+def _inverted(config: Mapping, split: str, count: int) -> Pictures:
+    seed = config["seed"] if split == "train" else 0
+    return inverted(config["draw"], split, count, seed=seed, steps=config["sampling"]["steps"])
+
+
+def _inverted_set(config: Mapping, classes, split: str, count: int, true: bool) -> Triplets:
+    data = _of_inverted(_inverted(config, split, count), config, classes, true)
+    return sets.with_any_mask(data)
+
+
+def _of_inverted(pictures: Pictures, config: Mapping, classes, true: bool) -> Triplets:
+    """Inverted pictures with true masks, or with those that the oracle finds in them as they were painted again."""
+    drawn = get_draw(config["draw"]).classes
+    data = true_triplets(pictures, drawn, classes, config["step"], keep=config["step"] == 1)
+    if true:
+        return data
+    shown = [tuple(n for n in a.names if n in classes) for a in pictures.asks]
+    rows = [row for row, names in enumerate(shown) if names]
+    asks = [Ask(shown[row], "", 0) for row in rows]
+    found = sets.seen_by("oracle", pictures)
+    known = sets.load_oracle("oracle")[1]
+    options = {key: config["oracle"][key] for key in sets.RULES}
+    masks, detected = sets.oracle_masks([found[r] for r in rows], asks, known, data.masks.shape[2:], **options)
+    return Triplets(data.features, data.named, masks, detected, data.classes, data.text, data.images)
+
+
+def _side_by_side(several: list[Pictures]) -> Pictures:
+    joined = {
+        what: np.concatenate([getattr(p, what) for p in several])
+        for what in ("images", "latents", "heat", "truth")
+    }
+    return Pictures(tuple(a for p in several for a in p.asks), **joined, key={"sets": [p.key for p in several]})
+
+
+def _head(config, checkpoint, checkpoint_every, on_step) -> dict[str, Any]:
+    head, how = trained(config, checkpoint=checkpoint, checkpoint_every=checkpoint_every, on_step=on_step)
+    sets_of = test_sets(config)
+    found = {
+        name: scored.scores(grounded_train.answers(head, data) > 0, data, groups)
+        for name, (_, data, groups) in sets_of.items()
+    }
+    result = {"miou": scored.mean_score(next(iter(found.values()))), "weights": grounded_train.identity(head)}
+    result |= {"scores": found, "pictures": how["pictures"]}
+    if "real, truth" in sets_of:
+        result["against truth"] = _oracle_against_truth(*(sets_of[f"real, {k}"][1:] for k in ("truth", "oracle")))
+    return {"result": result, "curve": how["curve"], "seconds": how["seconds"], "model": head}
+
+
+def _oracle_against_truth(true: tuple[Triplets, list], by_oracle: tuple[Triplets, list]) -> dict:
+    """On real test pictures: the oracle's masks in them, as painted again, against the true ones, and the ceilings."""
+    (data, groups), (other, _) = true, by_oracle
+    found = {"oracle": scored.scores(other.masks, data, groups)}
+    for cells in CEILINGS:
+        found[f"ceiling {cells}"] = scored.scores(scored.through_grid(data.masks, cells), data, groups)
+    return found
+
+
+def _daam(config) -> dict[str, Any]:
+    """DAAM learns nothing, so a run of it is its scores on the test pictures, and the grids' ceilings beside them."""
+    import time
+
+    started, result = time.perf_counter(), {"scores": {}, "fixed": {}, "curve": {}, "ceiling": {}}
+    for name, (pictures, data, groups) in test_sets(config).items():
+        if name.startswith("real"):
+            raise ValueError("`test.real` has no heat maps for DAAM: real pictures are not painted from a prompt")
+        found = scored.swept(pictures, data, groups)
+        result["scores"][name], result["fixed"][name] = found["best"], found["fixed"]
+        result["curve"][name] = found["curve"]
+        result["ceiling"][name] = {
+            str(cells): scored.scores(scored.through_grid(data.masks, cells), data, groups) for cells in CEILINGS
+        }
+    result["miou"] = scored.mean_score(next(iter(result["scores"].values())))
+    result["weights"] = canonical_hash(result["scores"])
+    return {"result": result, "curve": [], "seconds": time.perf_counter() - started, "model": None}
