@@ -7,8 +7,9 @@ not on how the values came together.
 from typing import Any
 
 from fmseg import zoo
+from fmseg.incremental_base import family
 from fmseg.incremental_data import draws_of
-from fmseg.incremental_runs import JOINT, family
+from fmseg.incremental_runs import JOINT
 from fmseg.protocols import get
 from fmseg.segmenters import SCRATCH, zoo_backbone
 from fmseg.settings import Settings
