@@ -79,7 +79,7 @@ class _Hidden:
         return 0
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=1)  # tables list a method's runs one after another; more models would fill the memory
 def _timed(decides: str, hidden: _Hidden, batch: int, cuda: bool) -> tuple[float, float, torch.nn.Module, int | None]:
     """Seconds of a step of plain training, seconds of the method's, the model, GPU memory."""
     config, clock = {**hidden.config, "pretrained": False}, hidden.clock
