@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,15 +78,6 @@ def add_counts(matrix: np.ndarray, device: torch.device) -> np.ndarray:
     total = torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
     dist.all_reduce(total)
     return total.cpu().numpy()
-
-
-def gathered(value: Any) -> list[Any]:
-    """What each process has, in the order of their ranks; on every process. Values must pickle."""
-    if world().size == 1:
-        return [value]
-    found: list[Any] = [None] * world().size
-    dist.all_gather_object(found, value)
-    return found
 
 
 def wait_for_all() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fmseg import abn, distributed, fmwiss, paper_segmenters, pixel_step, real_experts, real_steps, segmenters
@@ -170,8 +171,11 @@ def memory_of(config: dict[str, Any], steps: Steps, *, progress: bool = False) -
     for index in tqdm(range(world.rank, len(steps.base), world.size), disable=not progress, unit="picture"):
         picture = steps.base[index]
         memory.update(picture.image[None], table[picture.labels][None], [index])
-    for other in distributed.gathered(memory):
-        memory.merge(other)
+    if world.size > 1:
+        found: list[Any] = [None] * world.size
+        torch.distributed.all_gather_object(found, memory)
+        for other in found:
+            memory.merge(other)
     return memory
 
 
