@@ -71,15 +71,15 @@ def measure_step(method: str, crop: int, batch: int, threads: int) -> dict:
 
     from fmseg.incremental_base import Binary, family
     from fmseg.incremental_configs import run_config
-    from fmseg.plan_real_incremental import made
+    from fmseg.plan_real_incremental import made, untrained
     from fmseg.real_incremental import fresh, prepared
     from fmseg.settings import Settings, load
     from fmseg.train_config import TrainConfig
     from fmseg.training import train
 
     torch.set_num_threads(threads)
-    values = load("paper", ROOT).values | {"crop": crop, "pretrained": False, "train": {"device": "auto"}}
-    config = run_config(Settings("paper", values, ROOT), method, 0, "15-5 disjoint")
+    values = load("paper", ROOT).values | {"crop": crop, "train": {"device": "auto"}}
+    config = untrained(run_config(Settings("paper", values, ROOT), method, 0, "15-5 disjoint"))
     found = {"method": method, "crop": crop, "batch": batch}
 
     def one(name: str, model, source, options: dict, followed) -> None:

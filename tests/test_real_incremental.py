@@ -1,6 +1,9 @@
 """FMWISS on pictures on disk: who sees what, each method's first steps, killed and resumed, the table, the plan."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from itertools import count
 
@@ -285,3 +288,38 @@ def test_made_pictures_hold_classes_of_their_step(tmp_path):
     seen = [{*np.unique(s.labels(0))} - {0} for s in (steps.base, steps.step)]
     tables = [steps.protocol.evaluation(k, s.classes) for k, s in ((BASE, steps.base), (STEP, steps.step))]
     assert all(table[list(ids)].all() for table, ids in zip(tables, seen, strict=True)) and all(seen)
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from fmseg.distributed import joined, world
+from fmseg.real_incremental import run
+folder = Path(sys.argv[1])
+with joined("cpu"):
+    result = run(json.loads((folder / "config.json").read_text()), checkpoint=folder / "run.pt")["result"]
+    (folder / f"{world().rank}.json").write_text(json.dumps(result))
+"""
+
+
+def test_two_processes_share_a_run(runs, tmp_path):
+    made = config()
+    for part in ("base", "train"):
+        made[part] = made[part] | {"batch_size": 4}  # batch norm wants two pictures a process
+    (tmp_path / "config.json").write_text(json.dumps(made))
+    (tmp_path / "worker.py").write_text(WORKER)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "worker.py")]
+    subprocess.run(
+        [sys.executable, *words, str(tmp_path)], check=True, cwd=ROOT, timeout=500,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    alone = run(made, checkpoint=runs / "batches-of-four.pt")["result"]
+    for one in (first, second):
+        assert one["memory"] == alone["memory"] and one["seen"] == alone["seen"] and one["data"] == alone["data"]
+        assert one["iou"] == first["iou"] and one["base_iou"] == first["base_iou"], "equal in every process"
+    assert len(list((tmp_path / "bases").glob("*.pt"))) == 1 and len(list((tmp_path / "presence").glob("*.npz"))) == 1
