@@ -1,10 +1,14 @@
 """Paper-size segmenters, random weights: one optimisation step and one evaluation each, time and peak memory.
 
     python benchmarks/paper_size.py [--batch 1] [--write]
+    python benchmarks/paper_size.py --step fmwiss [--crop 128] [--batch 2]
 
 Every model in a process of its own, so that its peak memory is its own. On a GPU where there is one, then with the
 recipe's batch of one GPU (2) unless --batch says otherwise, and images per second over ten steps. --write keeps the
 figures in results/paper/scale.json, for README's scale table.
+
+--step: of a class-incremental method one optimisation step of its base model and one of its own, DeepLabV3 with
+ResNet-101 (and for FMWISS CLIP ViT-B/16 and DINO ViT-B/16), on pictures of noise; crops of 512 are the paper's.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -60,13 +65,62 @@ def measure(name: str, size: str, batch: int, threads: int) -> dict:
     }  # fmt: skip
 
 
+def measure_step(method: str, crop: int, batch: int, threads: int) -> dict:
+    """A method's base step and its own: losses, seconds, shares of the segmenter's tensors that moved, peak bytes."""
+    import torch
+
+    from fmseg.incremental_base import Binary, family
+    from fmseg.incremental_configs import run_config
+    from fmseg.plan_real_incremental import made, untrained
+    from fmseg.real_incremental import fresh, prepared
+    from fmseg.settings import Settings, load
+    from fmseg.train_config import TrainConfig
+    from fmseg.training import train
+
+    torch.set_num_threads(threads)
+    values = load("paper", ROOT).values | {"crop": crop, "train": {"device": "auto"}}
+    config = untrained(run_config(Settings("paper", values, ROOT), method, 0, "15-5 disjoint"))
+    found = {"method": method, "crop": crop, "batch": batch}
+
+    def one(name: str, model, source, options: dict, followed) -> None:
+        options = {k: v for k, v in options.items() if k != "family"}
+        options |= {"steps": 1, "batch_size": batch, "eval_every": None, "freeze_norm": batch == 1}
+        before = {k: v.clone() for k, v in followed.named_parameters()}
+        started = time.perf_counter()
+        done = train(model, source, TrainConfig.from_dict(options), progress=False)
+        moved = [not torch.equal(v.cpu(), before[k].cpu()) for k, v in followed.named_parameters()]
+        found[name] = {
+            "loss": round(done.losses[0], 4), "seconds": round(time.perf_counter() - started, 2),
+            "moved": round(sum(moved) / len(moved), 3),
+        }  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        steps = made(config, Path(folder), 2 * batch)
+        old = fresh(config, 16)
+        learner = Binary(old) if family(method) == "sigmoid" else old
+        one("base", learner, steps.base_source(), config["base"], old)
+        step, source, _ = prepared(config, steps, old.eval())
+        step.warmup = 0.0  # else the student rests in a single step
+        one("step", step, source, config["train"], step.student)
+    cuda = torch.cuda.is_available()
+    found["memory"] = (
+        torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    return found | {"device": torch.cuda.get_device_name() if cuda else f"CPU, {threads} threads"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, help="images a step; default 1, on a GPU 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--only", nargs=2, metavar=("NAME", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument("--step", metavar="METHOD", help="of a class-incremental method, see above")
+    parser.add_argument("--crop", type=int, default=128, help="of --step, pixels")
     given = parser.parse_args()
+    if given.step:
+        print(json.dumps(measure_step(given.step, given.crop, given.batch or 2, given.threads), indent=1))
+        return
     import torch
 
     batch = given.batch or (2 if torch.cuda.is_available() else 1)

@@ -47,6 +47,7 @@ class Experiment:
         headline: whether `make rerun` trains it again without being asked for everything; or settings -> those of its
             configurations that it trains.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
+        real: module that trains its runs in a profile on real data.
         lenders: ids of tables of its family, which train runs by the same module: a run that one of them has is not
             trained again. Lending goes both ways, so each names all the others.
     """
@@ -60,6 +61,7 @@ class Experiment:
     headline: bool | Callable[[Settings], list[dict[str, Any]]] = True
     photos: str | None = None
     lenders: tuple[str, ...] = ()
+    real: str = REAL_MODULE
 
     def can_train(self) -> bool:
         """Whether what its runs need is on this machine."""
@@ -74,7 +76,7 @@ class Experiment:
 
     def trained_by(self, settings: Settings) -> str:
         """Module that trains its runs in a profile: ``module``, or its counterpart for real data."""
-        return REAL_MODULE if on_real_data(settings) else self.module
+        return self.real if on_real_data(settings) else self.module
 
     def folder(self, settings: Settings) -> Path:
         """Where its run records lie: results/<profile>/runs/<id>."""

@@ -5,7 +5,7 @@ one grid come out. Nothing here learns. FMWISS section 3.1; ask *before* anythin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,18 +40,31 @@ class Experts:
     vit: Vit | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    def to(self, device: torch.device) -> "Experts":
+        """These experts on a device; themselves where they are there. The models are moved, not copied."""
+        if self.text.device == device:
+            return self
+        self.tower.to(device)
+        if self.vit is not None:
+            self.vit.model.to(device)
+        rivals = None if self.rivals is None else self.rivals.to(device)
+        return replace(self, text=self.text.to(device), rivals=rivals)
+
     @torch.no_grad()
     def co_segment(self, images: Tensor, present: Tensor, generator: torch.Generator) -> CoSegmentation:
         """Masks of the classes that are present, on CLIP's grid.
 
         Args:
-            images: (B, 3, H, W) uint8, or float in 0..255, before anything was pasted.
+            images: (B, 3, H, W) uint8, or float in 0..255, before anything was pasted; where they are, is computed.
             present: (B, C) bool, image-level labels.
             generator: of the seeds' draw.
 
         Raises:
             TypeError, ValueError: as :func:`fmseg.coseg.co_segment`.
         """
+        return self.to(images.device)._co_segment(images, present, generator)
+
+    def _co_segment(self, images: Tensor, present: Tensor, generator: torch.Generator) -> CoSegmentation:
         features = dense_features(self.tower, normalised(images, self.mean, self.std))
         rivals = None if self.rivals is None else scores(features, self.rivals)
         options, seen = {"background": rivals, **self.options}, scores(features, self.text)

@@ -6,14 +6,15 @@ so a base that was interrupted goes on, and one that is finished is read.
 """
 
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from fmseg import distributed
 from fmseg.batches import Source
 from fmseg.distill import binary_cross_entropy
 from fmseg.pixel_loss import resize_scores
@@ -23,8 +24,14 @@ from fmseg.segmenters import Segmenter, build
 from fmseg.training import TrainConfig, TrainResult, train
 
 FAMILIES = ("softmax", "sigmoid")
+WEAK = ("cam", "ss", "wilson", "fmwiss")  # methods with image-level labels in the step
 DECIDES = ("protocol", "images", "validation", "size", "seed", "segmenter", "backbone", "base")  # keys of a run
 _PROJECT = Path(__file__).resolve().parent.parent
+
+
+def family(method: str) -> str:
+    """Which base model a method begins with: "softmax" or "sigmoid"."""
+    return "sigmoid" if method in (*WEAK, "lwf-mc") else "softmax"
 
 
 class Binary(nn.Module):
@@ -44,10 +51,17 @@ class Binary(nn.Module):
         return self.segmenter.logits(images)
 
 
-def path_of(config: dict[str, Any], folder: str | PathLike) -> Path:
-    """Where the base model of a run lies: named by what decides it and by the code that trains it."""
-    key = canonical_hash({name: config[name] for name in DECIDES})
-    code = canonical_hash(closure(__name__, _PROJECT))
+def path_of(
+    config: dict[str, Any], folder: str | PathLike, decides: Sequence[str] = DECIDES, module: str = __name__
+) -> Path:
+    """Where the base model of a run lies: named by what decides it and by the code that trains it.
+
+    Args:
+        config: of the run. folder: of base models.
+        decides: keys of the configuration. module: what its imports reach is the code.
+    """
+    key = canonical_hash({name: config[name] for name in decides})
+    code = canonical_hash(closure(module, _PROJECT))
     return Path(folder) / f"{key}-{code}.pt"
 
 
@@ -60,18 +74,24 @@ def base_model(
     *,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    begin: Callable[[dict[str, Any], int], Segmenter] | None = None,
+    decides: Sequence[str] = DECIDES,
+    module: str = __name__,
 ) -> tuple[Segmenter, TrainResult]:
     """The base model of a run, from its file or trained now.
 
-    Two processes that want the same one do not train it twice: the second waits and reads.
+    Two processes that want the same one do not train it twice: the second waits and reads. Under ``torchrun`` those of
+    one run train it together.
 
     Args:
         config: of a run (:mod:`fmseg.incremental_runs`); ``base`` holds ``family`` and fields of
             :class:`fmseg.training.TrainConfig` but ``seed``.
-        source, validation: pictures of the base step with its labels; ``DECIDES`` names the keys that they follow from.
+        source, validation: pictures of the base step with its labels; ``decides`` names the keys that they follow from.
         classes: K, with background.
         folder: where base models are kept; None: nowhere, it is trained for this run alone.
         progress, on_step: as in :func:`fmseg.training.train`.
+        begin: (config, classes) -> the segmenter before any training; None: :func:`fresh`.
+        decides, module: see :func:`path_of`.
 
     Returns:
         The segmenter in eval mode, and its training's result.
@@ -84,16 +104,26 @@ def base_model(
     if family not in FAMILIES:
         raise ValueError(f"`base.family` must be one of {', '.join(FAMILIES)}; got {family!r}")
     how = TrainConfig.from_dict({**options, "seed": config["seed"]})
-    model = fresh(config, classes)
+    model = (begin or fresh)(config, classes)
     learner = model if family == "softmax" else Binary(model)
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="fmseg-base-") as kept:
-        path = path_of(config, kept)
-        with lock(path.with_suffix(".lock"), f"base model {path.stem}", wait=24 * 3600):
+        path = path_of(config, kept, decides, module)
+        with _alone(path):
             result = train(
                 learner, source, how, validation=validation, checkpoint=path,
                 checkpoint_every=max(1, how.steps // 8), progress=progress, on_step=on_step,
             )  # fmt: skip
     return model.eval(), result
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """This run alone trains or reads a base model; its first process holds the lock for all."""
+    first = distributed.world().first
+    held = lock(path.with_suffix(".lock"), f"base model {path.stem}", wait=24 * 3600) if first else nullcontext()
+    with held:
+        distributed.wait_for_all()
+        yield
 
 
 def fresh(config: dict[str, Any], num_classes: int) -> Segmenter:

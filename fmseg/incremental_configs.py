@@ -6,9 +6,11 @@ not on how the values came together.
 
 from typing import Any
 
-from fmseg import zoo
+from fmseg import real_incremental_configs, zoo
+from fmseg.experiment import on_real_data
+from fmseg.incremental_base import family
 from fmseg.incremental_data import draws_of
-from fmseg.incremental_runs import JOINT, family
+from fmseg.incremental_runs import JOINT
 from fmseg.protocols import get
 from fmseg.segmenters import SCRATCH, zoo_backbone
 from fmseg.settings import Settings
@@ -23,16 +25,26 @@ SETTINGS = {  # as tables call them -> protocol
 }
 HEADLINE = ("ft", "mib", "plop", "wilson", "fmwiss")
 ABLATED = "10-10 overlap"  # the setting of all ablations
-_JOINT_OF_VOC = "mini/15-5/overlap"  # all four VOC settings have the same pictures and labels in the end
+_JOINT_SETTING = "15-5 overlap"  # all four VOC settings have the same pictures and labels in the end
+
+
+def protocol_of(setting: str, real: bool = False) -> str:
+    """The protocol of a setting: the mini world's, or that of the papers' data sets."""
+    name = SETTINGS[setting]
+    if not real:
+        return name
+    name = name.removeprefix("mini/")
+    return name if "coco" in name else f"voc/{name}"
 
 
 def run_config(
     settings: Settings, method: str, seed: int, setting: str, *, share: float = 1.0, order: int = 0, **changes: Any
 ) -> dict[str, Any]:
-    """A run of :mod:`fmseg.incremental_runs`.
+    """A run of :mod:`fmseg.incremental_runs`; of :mod:`fmseg.real_incremental` where the profile has ``data``.
 
     Args:
-        settings: gives ``world``, ``train`` (options common to all runs) and ``incremental``.
+        settings: gives ``world``, ``train`` (options common to all runs) and ``incremental``; or, on real data, what
+            :func:`fmseg.real_incremental_configs.run_config` needs, and then ``order`` must be 0.
         method: one of :data:`fmseg.incremental_runs.METHODS`.
         seed: of the training pictures, base model, weights, order.
         setting: a key of :data:`SETTINGS`.
@@ -45,9 +57,14 @@ def run_config(
     """
     if setting not in SETTINGS:
         raise ValueError(f"`setting` must be one of {', '.join(SETTINGS)}; got {setting!r}")
-    protocol = SETTINGS[setting] + (f"/order-{order}" if order else "")
+    if on_real_data(settings):
+        if order:
+            raise ValueError(f"`order` must be 0 on real data, whose classes have one order; got {order}")
+        name = protocol_of(_JOINT_SETTING if method == JOINT and "COCO" not in setting else setting, real=True)
+        return real_incremental_configs.run_config(settings, method, seed, name, share=share, **changes)
+    protocol = protocol_of(setting) + (f"/order-{order}" if order else "")
     if method == JOINT and "coco" not in protocol and not order:
-        protocol = _JOINT_OF_VOC
+        protocol = protocol_of(_JOINT_SETTING)
     values = settings.get("incremental")
     options = {k: v for k, v in {**values.get(method, {}), **changes}.items() if v is not None}
     if method in ("cam", "ss"):

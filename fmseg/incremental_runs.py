@@ -18,7 +18,7 @@ from torch import nn
 from fmseg import experts, fmwiss, mask_quality, own_clip, pixel_step, zoo
 from fmseg.cam import CamNet, HardStep, SsNet, hard_labels
 from fmseg.evaluation import evaluate, predict
-from fmseg.incremental_base import base_model, fresh
+from fmseg.incremental_base import WEAK, base_model, fresh
 from fmseg.incremental_data import BASE, STEP, Data, load
 from fmseg.memory import Memory
 from fmseg.segmenters import Segmenter
@@ -29,7 +29,6 @@ from fmseg.vits import load_vit
 from fmseg.wilson_step import WilsonStep
 
 EXAMPLES = 6  # predictions on the first validation images that a record keeps
-WEAK = ("cam", "ss", "wilson", "fmwiss")  # image-level labels in the step
 JOINT = "joint"
 METHODS = (JOINT, *pixel_step.METHODS, *WEAK)
 KEYS = (
@@ -51,11 +50,6 @@ OPTIONS = {
     "cam": ("threshold", "first"),
     "ss": ("warmup", "first"),
 }
-
-
-def family(method: str) -> str:
-    """Which base model a method begins with: "softmax" or "sigmoid"."""
-    return "sigmoid" if method in (*WEAK, "lwf-mc") else "softmax"
 
 
 def run(
@@ -134,12 +128,8 @@ def prepared(
     added = len(data.protocol.new(STEP))
     student = grow(old, added, seed=seed + _STUDENT, balanced=method in pixel_step.BALANCED)
     if method in pixel_step.METHODS:
-        source, extra = data.pixel_source(), {}
-        if method == "plop":
-            extra["thresholds"] = pixel_step.plop_thresholds(old, source, student.num_classes)
-        if method == "sdr":
-            extra["prototypes"] = pixel_step.base_prototypes(old, data.base_source())
-        return pixel_step.PixelStep(method, student, old, **extra), source, {}
+        source = data.pixel_source()
+        return pixel_step.begun(method, student, old, source, data.base_source), source, {}
     source = data.weak_source()
     if method == "wilson":
         return WilsonStep(student, old, seed=seed + _HELPER, **options), source, {}

@@ -7,14 +7,14 @@ from typing import Any
 
 from fmseg import ceilings
 from fmseg.experiment import Experiment, on_real_data
-from fmseg.incremental_configs import SETTINGS
+from fmseg.incremental_configs import SETTINGS, protocol_of
 from fmseg.incremental_data import draws_of
 from fmseg.protocols import get
 from fmseg.records import run_key
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, row
 
-MODULE = "fmseg.incremental_runs"
+MODULE, REAL = "fmseg.incremental_runs", "fmseg.real_incremental"
 MISSING = "no record of its runs"
 FAMILY = (
     "fmwiss-t1", "fmwiss-t2", "fmwiss-t3", "fmwiss-ab-seeds", "fmwiss-ab-models", "fmwiss-ab-teacher",
@@ -34,15 +34,15 @@ class Entry:
 
 def experiment(
     id: str, stage: str, entries: Callable[[Settings], list[Entry]], build: Callable[[Settings, list], dict],
-    *, headline: Sequence[str] = (),
+    *, headline: Sequence[str] = (), real: bool = False,
 ) -> Experiment:  # fmt: skip
-    """A table of the family, which lends runs to the others and borrows theirs. On real data it has no runs.
+    """A table of the family, which lends runs to the others and borrows theirs.
 
-    ``headline``: the methods whose runs `make rerun` trains again.
+    ``headline``: the methods whose runs `make rerun` trains again. ``real``: whether it has runs on real data.
     """
 
     def configs(settings: Settings) -> list[dict[str, Any]]:
-        if on_real_data(settings):
+        if on_real_data(settings) and not real:
             return []
         return list({run_key(e.config): e.config for e in entries(settings)}.values())
 
@@ -51,7 +51,7 @@ def experiment(
 
     return Experiment(
         id, stage, MODULE, configs, build, cell_of, headline=again if headline else False,
-        lenders=tuple(other for other in FAMILY if other != id),
+        lenders=tuple(other for other in FAMILY if other != id), real=REAL,
     )  # fmt: skip
 
 
@@ -78,7 +78,8 @@ def measured(record: dict, setting: str) -> dict[str, float]:
     Forgetting is the mean over old classes of the base model's IoU less the final one's; joint training has none. For
     COCO-to-VOC also "other": new classes on the step's own validation set.
     """
-    groups, result = get(SETTINGS[setting]).groups(), record["result"]
+    real = not record["config"]["protocol"].startswith("mini/")
+    groups, result = get(protocol_of(setting, real)).groups(), record["result"]
     found = {name: mean(result["iou"], ids) for name, ids in groups.items()}
     if "base_iou" in result:
         found["forgetting"] = mean(forgotten(record), groups["old"])

@@ -6,7 +6,7 @@ official code: PLOP's maps are the stages' outputs after their activation; SDR's
 over the base step's pictures with the trained base model, there along its training.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -101,6 +101,23 @@ class PixelStep(Step):
         loss = loss + sdr.ATTRACTION_WEIGHT * sdr.attraction(new.encoder, labels, prototypes)
         loss = loss + sdr.REPULSION_WEIGHT * sdr.repulsion(new.encoder, labels)
         return loss + sdr.SPARSITY_WEIGHT * sdr.sparsification(new.encoder, labels)
+
+
+def begun(
+    method: str, student: Segmenter, old: Segmenter, source: Source, base_source: Callable[[], Source]
+) -> PixelStep:  # fmt: skip
+    """A step with what its method counts beforehand: PLOP's thresholds, SDR's prototypes.
+
+    Args:
+        method, student, old: as of :class:`PixelStep`.
+        source: the step's pictures with pixel labels. base_source: makes those of the base step, where they are needed.
+    """
+    extra = {}
+    if method == "plop":
+        extra["thresholds"] = plop_thresholds(old, source, student.num_classes)
+    if method == "sdr":
+        extra["prototypes"] = base_prototypes(old, base_source())
+    return PixelStep(method, student, old, **extra)
 
 
 @torch.no_grad()

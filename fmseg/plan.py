@@ -181,9 +181,14 @@ def _measurement(config: dict, clock: Callable[[], float]) -> Cost:
 
 
 def _calibrate_step(config: dict, clock) -> Cost:
-    from fmseg import plan_incremental
+    from fmseg import plan_incremental, plan_real_incremental
 
     _forget_peak_memory()
+    if "sets" in config:
+        made = plan_real_incremental.calibrate(config, clock)
+        memory = made.memory or _peak_memory()
+        picture = _picture_seconds(made.model, config, clock)
+        return Cost(made.step, picture, made.prepare, memory, made.checkpoint, made.device, made.scaled)
     step, prepare, model = plan_incremental.calibrate(config, clock)
     memory, parameters = _peak_memory(), sum(p.numel() * p.element_size() for p in model.parameters())
     return Cost(step, _picture_seconds(model, config, clock), prepare, memory, 3 * parameters, "CPU", None)
@@ -216,7 +221,7 @@ def _picture_seconds(model, config: dict, clock) -> float:
     from fmseg.evaluation import predict
     from fmseg.inference import TestTime, segment
 
-    if "data" not in config:
+    if "test" not in config:
         images = np.zeros((EVALUATED, config["size"], config["size"], 3), np.uint8)
         return timed(lambda: predict(model, images), 3, clock) / EVALUATED
     how = TestTime(**config["test"])
@@ -236,12 +241,17 @@ def _prepare_seconds(config: dict, clock) -> float:
 
 def validation_pictures(config: dict) -> int:
     """How many pictures a run is evaluated on; counted on disk where the data are at hand."""
-    if "data" not in config:
+    if "sets" in config:
+        name, how = next(iter(config["sets"].items()))  # a step's own data set is looked at once, at the end
+        split = how["validation"]
+    elif "data" in config:
+        name, split = config["data"], config["validation"]
+    else:
         return config.get("validation", 0)  # a measurement of the zoo has none
     try:
-        return len(on_disk.open_set(config["data"], on_disk.root_of(config["data"]), config["validation"]))
+        return len(on_disk.open_set(name, on_disk.root_of(name), split))
     except OSError:
-        return {"voc": 1449, "coco": 5000, "ade20k": 2000, "coco-stuff": 5000, "camvid": 101}[config["data"]]
+        return {"voc": 1449, "coco": 5000, "ade20k": 2000, "coco-stuff": 5000, "camvid": 101}[name]
 
 
 def predict(
@@ -314,7 +324,7 @@ def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost],
             made = predict(experiment, settings, costs, workers, devices=nodes * gpus)
             what = "1 such device" if nodes * gpus == 1 else f"{nodes * gpus} such devices, sharing perfectly"
             lines.append(f"  {what}: {duration(made.total)}\n    {launch_line(experiment, settings, gpus, nodes)}")
-        sets = {c["data"] for c in experiment.configs(settings)}
+        sets = {name for c in experiment.configs(settings) for name in c.get("sets", [c.get("data")])}
         data = sum(DATA_GB[name] for name in sets) * 10**9
         lines.append(f"  disk: {_size(data)} of data, {_size(made.disk)} of checkpoints and records")
     else:

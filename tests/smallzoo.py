@@ -61,7 +61,7 @@ def config(method="fmwiss", *, protocol="mini/10-10/overlap", seed=100, train=No
     images = {"coco": 32, "voc": 16} if "coco" in protocol else {"voc": 16}
     chosen = (FMWISS | options) if method == "fmwiss" else options
     how = TRAIN | (train or {})
-    from fmseg.incremental_runs import family
+    from fmseg.incremental_base import family
 
     base = {**TRAIN, "steps": 2, "family": family(method)}
     return {

@@ -10,8 +10,9 @@ from smallzoo import config, write_zoo
 
 from fmseg import incremental_base, incremental_runs, own_clip
 from fmseg.experts import Experts, gather, normalised, of_zoo
+from fmseg.incremental_base import family
 from fmseg.incremental_data import BASE, load
-from fmseg.incremental_runs import METHODS, base_of, experts_of, family, memory_of, run
+from fmseg.incremental_runs import METHODS, base_of, experts_of, memory_of, run
 from fmseg.training import weights_hash
 
 

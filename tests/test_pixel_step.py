@@ -75,7 +75,7 @@ def test_plops_thresholds_are_medians_over_all_pictures(old):
 def test_sdrs_means_start_at_the_base_step_and_survive_a_checkpoint(old, tmp_path):
     means = base_prototypes(old, BASE)
     with torch.no_grad():
-        once = sdr.Prototypes(OLD, 64).update(
+        once = sdr.Prototypes(OLD, old.model.decode_head.in_channels).update(
             read(old, IMAGES).encoder, torch.from_numpy(BASE.labels).long(), background=False
         )
     assert torch.allclose(means.compute(), once.compute()) and means.counts[0] == 0

@@ -105,6 +105,7 @@ def test_typed_numbers_and_another_dvc_yaml_are_found(committed):
 
 def test_dvc_lock_forgives_comments_alone(tmp_path):
     """DVC compares bytes; the version that dvc.lock means is found in git's history."""
+
     def git(*words):
         subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *words], check=True)
 
