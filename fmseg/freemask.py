@@ -96,10 +96,19 @@ def class_means(config: dict[str, Any]) -> ndarray:
     means = config["synthetic"]["means"]
     if means not in MEANS:
         raise ValueError(f"`means` must be one of {', '.join(MEANS)}; got {means!r}")
-    judge = filter_config(config)
     if means == "cross-fitted":
-        return filter_model.crossfitted(judge, config["filter"]["folds"]).compute()
-    return filter_model.trained(judge).on_training.compute()
+        return filter_model.crossfitted(filter_config(config), config["filter"]["folds"]).compute()
+    return judge(config).on_training.compute()
+
+
+def judge(config: dict[str, Any]) -> filter_model.FilterModel:
+    """The filter model of a run."""
+    return filter_model.trained(filter_config(config))
+
+
+def judged(wanted: dict[str, Any]) -> bool:
+    """Whether a run's ``synthetic`` asks for a filter model at all: for re-sampling, or to filter."""
+    return wanted["resample"] or wanted["alpha"] is not None
 
 
 def filter_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -158,8 +167,7 @@ def synthetic_set(config: dict[str, Any], paint: Callable[..., synthetic.Painter
     """
     wanted, real = config["synthetic"], real_set(config)
     check_config(wanted, SYNTHETIC)
-    judged = wanted["resample"] or wanted["alpha"] is not None
-    means = class_means(config) if judged else None
+    means = class_means(config) if judged(wanted) else None
     chosen = plan(
         real.labels, real.num_classes, means if wanted["resample"] else None, wanted["most"], config["seed"]
     )  # fmt: skip
@@ -169,8 +177,7 @@ def synthetic_set(config: dict[str, Any], paint: Callable[..., synthetic.Painter
     images, labels = synthetic.pictures(mine, chosen), real.labels[chosen[:, 0]]
     before = np.bincount(labels.ravel(), minlength=256)[: real.num_classes]
     if wanted["alpha"] is not None:
-        model = filter_model.trained(filter_config(config)).model
-        labels = filtered(model, images, labels, means, wanted["alpha"])
+        labels = filtered(judge(config).model, images, labels, means, wanted["alpha"])
     after = np.bincount(labels.ravel(), minlength=256)[: real.num_classes]
     kept = np.divide(after, before, out=np.full(len(before), np.nan), where=before > 0)
     return SyntheticSet(images, labels, chosen, kept)
