@@ -117,10 +117,8 @@ class Layout:
 
 def describe(config: dict[str, Any]) -> str:
     """What a run is, in words; runs of one description differ by their seed alone."""
-    train, words = (
-        config["train"],
-        [config["method"], f"on {config['images'] or 'all'} images of {config.get('draw') or config['data']}"],
-    )
+    pictures = f"on {config['images'] or 'all'} images of {config.get('draw') or config['data']}"
+    train, words = config["train"], [config["method"], pictures]
     if config["backbone"] == "scratch":
         words.append("from scratch")
     words.append(f"{config['paradigm']}, {train['steps']} steps, augment {'+'.join(train.get('augment', []))}")
