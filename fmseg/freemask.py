@@ -64,7 +64,9 @@ def shelf(config: dict[str, Any], real, most: int) -> synthetic.Shelf:
     generator = dict(config["generator"])
     if "own" in generator:
         generator["own"] = own_generator.key(generator["own"])
-    return synthetic.Shelf({"generator": generator, "classes": list(real.classes)}, real.labels, most)
+    return synthetic.Shelf(
+        {"generator": generator, "classes": list(freemask_data.words(real.classes))}, real.labels, most
+    )
 
 
 def painter(generator: dict[str, Any], classes: tuple[str, ...]) -> synthetic.Painter:
@@ -75,7 +77,7 @@ def painter(generator: dict[str, Any], classes: tuple[str, ...]) -> synthetic.Pa
     """
     own = "own" in generator
     check_config(generator, OWN_GENERATOR if own else ZOO_GENERATOR)
-    options = {"steps": generator["steps"], "guidance": generator["guidance"]}
+    options, classes = {key: generator[key] for key in ("steps", "guidance")}, freemask_data.words(classes)
     if own:
         pipe = own_generator.trained(generator["own"])
         return lambda masks, seeds: from_layouts(masks, classes, seeds, "own", pipe=pipe, **options)

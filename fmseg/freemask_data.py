@@ -13,12 +13,21 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from fmseg import on_disk
+from fmseg import names, on_disk
 from fmseg.datasets import draw_set
 from fmseg.inference import fitted
 
 WORLD = ("draw", "images", "validation", "size")
 PHOTOGRAPHS = ("data", "scale", "images", "validation", "size")
+# A generator is asked for CamVid's classes by words of the world: its small vocabulary would spell their own names letter
+# by letter, more tokens than it reads. One token each, near in looks where there is one; what it means is learned.
+WORDS = dict(
+    zip(
+        names.CAMVID,
+        ("sky", "brick", "bar", "rock", "sand", "grass", "square", "wood", "disc", "heart", "ring"),
+        strict=True,
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +80,11 @@ def real_set(config: dict[str, Any], part: str = "train"):
     return draw_set(config["draw"], part, count, seed=config.get("seed", 0), size=config["size"])
 
 
+def words(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The words by which a generator is asked for classes: :data:`WORDS`, or the classes' own names."""
+    return tuple(WORDS.get(name, name) for name in classes)
+
+
 def content(config: dict[str, Any]) -> list[str]:
     """What a configuration does not say about its real images: hashes of the photographs' files."""
     return [real_set(config, part).fingerprint for part in ("train", "val")] if "data" in config else []
@@ -95,7 +109,7 @@ def tiles(data: str, root: Path, split: str, scale: tuple[int, int], size: int, 
         ValueError: a photograph is smaller than a tile once it is resized, or ``count`` < 1; as the data set's reader.
     """
     found = _spread(on_disk.open_set(data, root, split), count)
-    images, labels, names = [], [], []
+    images, labels, titles = [], [], []
     for index, path in enumerate(found.images):
         picture = found[index]
         image, label = resized(picture.image, picture.labels, scale)
@@ -103,8 +117,8 @@ def tiles(data: str, root: Path, split: str, scale: tuple[int, int], size: int, 
             here = slice(top, top + size), slice(left, left + size)
             images.append(image[here])
             labels.append(label[here])
-            names.append(f"{path.stem} {number}")
-    return Tiles(np.stack(images), np.stack(labels), tuple(names), found.classes, found.fingerprint()[:16])
+            titles.append(f"{path.stem} {number}")
+    return Tiles(np.stack(images), np.stack(labels), tuple(titles), found.classes, found.fingerprint()[:16])
 
 
 def resized(image: ndarray, labels: ndarray, scale: tuple[int, int]) -> tuple[ndarray, ndarray]:

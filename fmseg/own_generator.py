@@ -86,7 +86,7 @@ def _train(recipe: dict[str, Any], checkpoint: Path, progress: bool) -> parts.Ar
     images = np.concatenate([real.images, real.images[:, :, ::-1]])
     labels = np.concatenate([real.labels, real.labels[:, :, ::-1]])
     latents = encode_images(pipe, np.ascontiguousarray(images))
-    prompts, owners = layout_prompt(labels, real.classes, pipe.tokenizer)
+    prompts, owners = layout_prompt(labels, freemask_data.words(real.classes), pipe.tokenizer)
     texts, empty = encode_prompts(pipe, prompts), encode_prompts(pipe, [""])
     alphas, count = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.num_train_timesteps
 

@@ -15,6 +15,7 @@ from fmseg.freemask_data import places, real_set, tiles
 from fmseg.records import run_key
 from fmseg.segmenters import zoo_backbone
 from fmseg.settings import load
+from fmseg.vocabulary import clip_tokenizer
 
 TRAIN, VAL = 3, 2
 
@@ -93,6 +94,12 @@ def test_tiles_are_the_photographs_made_smaller(home, config):
     assert few.names == real.names[:4] + real.names[8:], "at equal distances: the first and the last"
     with pytest.raises(ValueError, match="must be >= 1 photographs, or None for all; got 0"):
         real_set(config | {"images": 0})
+
+
+def test_a_generator_can_be_asked_for_all_classes_at_once():
+    spoken, tokenizer = freemask_data.words(names.CAMVID), clip_tokenizer()
+    assert len(set(spoken)) == len(spoken) and all(len(tokenizer.tokenize(word)) == 1 for word in spoken)
+    assert freemask_data.words(("brick", "plain disc")) == ("brick", "plain disc"), "the world's names stay"
 
 
 def test_other_photographs_are_other_content(home, config, tmp_path):
