@@ -22,7 +22,7 @@ COLUMNS = {  # column -> what sets its runs apart
     "synthetic": {"paradigm": "synthetic"},
     "joint as painted": {"paradigm": "joint", "clean": False},
     "joint": {"paradigm": "joint"},
-    "joint, generator from scratch": {"paradigm": "joint", "start": "scratch"},
+    "joint with a generator from scratch": {"paradigm": "joint", "start": "scratch"},
 }
 KEPT, LOSS = "pixels kept", "mean loss"  # of the runs in column `joint`
 

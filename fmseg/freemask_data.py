@@ -19,7 +19,7 @@ from fmseg.inference import fitted
 
 WORLD = ("draw", "images", "validation", "size")
 PHOTOGRAPHS = ("data", "scale", "images", "validation", "size")
-# A generator is asked for CamVid's classes by words of the world: its small vocabulary would spell their own names letter
+# A generator is asked for CamVid's classes by words of the world: its vocabulary would spell their own names letter
 # by letter, more tokens than it reads. One token each, near in looks where there is one; what it means is learned.
 WORDS = dict(
     zip(
