@@ -57,7 +57,8 @@ def run_config(
         return run
     judge = {k: v for k, v in _schedule(settings, own["exposures"]["real"]).items() if k != "eval_every"}
     once = own["filter"]["seed"]  # generator and filter model serve all seeds
-    recipe = {**photographs, "start": start, "base": zoo.weights_hash("diffusion"), "seed": once, **own["own"]}
+    learned = {key: value for key, value in photographs.items() if key != "validation"}
+    recipe = {**learned, "start": start, "base": zoo.weights_hash("diffusion"), "seed": once, **own["own"]}
     alpha = own["alpha"] if clean else None
     return run | {
         "synthetic": {"most": own["most"], "resample": clean, "alpha": alpha, "means": "training"},

@@ -85,9 +85,9 @@ def words(classes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(WORDS.get(name, name) for name in classes)
 
 
-def content(config: dict[str, Any]) -> list[str]:
+def content(config: dict[str, Any], parts: tuple[str, ...] = ("train", "val")) -> list[str]:
     """What a configuration does not say about its real images: hashes of the photographs' files."""
-    return [real_set(config, part).fingerprint for part in ("train", "val")] if "data" in config else []
+    return [real_set(config, part).fingerprint for part in parts] if "data" in config else []
 
 
 def photographs(config: dict[str, Any], part: str = "train") -> on_disk.OnDisk:

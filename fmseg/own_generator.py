@@ -20,7 +20,15 @@ from fmseg.settings import check_config
 from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
 from fmseg.zoo_loop import Recipe, batch_indices, fit
 
-KEYS = ("start", "base", "steps", "batch_size", "lr", "average", "seed")  # and fmseg.freemask_data.keys
+KEYS = (
+    "start",
+    "base",
+    "steps",
+    "batch_size",
+    "lr",
+    "average",
+    "seed",
+)  # and the keys of real images that are learned from
 STARTS = ("zoo", "scratch")
 CARD = "card"
 NO_TEXT = 0.1  # share of training pictures without prompt, so that guidance has something to lead away from
@@ -28,7 +36,8 @@ NO_TEXT = 0.1  # share of training pictures without prompt, so that guidance has
 
 def key(recipe: dict[str, Any]) -> dict[str, Any]:
     """What a recipe's model is a function of, as JSON values; arguments and errors as :func:`trained`."""
-    check_config(recipe, KEYS + freemask_data.keys(recipe))
+    learned = tuple(name for name in freemask_data.keys(recipe) if name != "validation")
+    check_config(recipe, KEYS + learned)
     if recipe["start"] not in STARTS:
         raise ValueError(f"`start` must be one of {', '.join(STARTS)}; got {recipe['start']!r}")
     if recipe["base"] != zoo.weights_hash("diffusion"):
@@ -36,7 +45,11 @@ def key(recipe: dict[str, Any]) -> dict[str, Any]:
             f"`base` must be {zoo.weights_hash('diffusion')!r}, the zoo's text-to-image model; got {recipe['base']!r}. "
             "Weights that a record means are in the commit that made it"
         )
-    return {"recipe": recipe, "content": freemask_data.content(recipe), "code": parts.code("fmseg.own_generator")}
+    return {
+        "recipe": recipe,
+        "content": freemask_data.content(recipe, ("train",)),
+        "code": parts.code("fmseg.own_generator"),
+    }
 
 
 def trained(recipe: dict[str, Any], *, progress: bool = False):
