@@ -57,8 +57,9 @@ def config(home):
     train = {"steps": 2, "batch_size": 2, "lr": 0.002, "augment": ["flip"]}
     photographs = {"data": "camvid", "scale": [128, 96], "images": None, "validation": None, "size": 64}
     backbone = zoo_backbone("segformer")
+    learned = {key: value for key, value in photographs.items() if key != "validation"}
     own = {
-        **{key: value for key, value in photographs.items() if key != "validation"}, "start": "zoo", "base": zoo.weights_hash("diffusion"), "steps": 1, "batch_size": 2, "lr": 0.001,
+        **learned, "start": "zoo", "base": zoo.weights_hash("diffusion"), "steps": 1, "batch_size": 2, "lr": 0.001,
         "average": 0.5, "seed": 200,
     }  # fmt: skip
     return {
