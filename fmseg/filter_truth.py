@@ -9,7 +9,6 @@ share of wrong pixels that are dropped.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,12 @@ from fmseg import filter_model, freemask, synthetic
 from fmseg.batches import derive_seed
 from fmseg.datasets import IGNORE, get_draw, labels_of, scene_of
 from fmseg.evaluation import predict, weights_hash
+from fmseg.freemask_data import WORLD, real_set
 from fmseg.labelmaps import pack
 from fmseg.metrics import mean_iou
 from fmseg.oracle import load_oracle
 from fmseg.settings import check_config
+from fmseg.training import plain
 from fmseg.words import STUFF
 from fmseg.world import Scene, render
 
@@ -32,7 +33,7 @@ FIRST = 20_000  # index in the split `val` from which fault scenes are taken: no
 FAR = 24.0  # world units that a thing is moved by, at least where there is room
 ONE = "one threshold"  # the filter without classes: the mean loss of all pixels
 EXAMPLES = 6
-KEYS = ("method", "backbone", "seed", "draw", "images", "validation", "size", "train", "folds", "pictures", "alphas")
+KEYS = (*filter_model.KEYS, *WORLD, "folds", "pictures", "alphas")
 
 
 def paint_fault(draw: str, index: int, fault: str, *, size: int = 64) -> tuple[ndarray, ndarray, ndarray]:
@@ -153,7 +154,6 @@ def run(
     *,
     checkpoint: str | PathLike | None = None,
     checkpoint_every: int | None = None,
-    home: Path | None = None,
     paint: Callable = freemask.painter,
     oracle: Callable = load_oracle,
 ) -> dict[str, Any]:
@@ -164,7 +164,6 @@ def run(
             ``pictures`` (scenes a fault, and generated pictures); optional ``generator`` (see
             :func:`fmseg.freemask.shelf`) for the oracle's word.
         checkpoint, checkpoint_every: not used; the models keep their own.
-        home: where shared things are kept; default :func:`fmseg.synthetic.home`.
         paint, oracle: as :func:`fmseg.freemask.painter` and :func:`fmseg.oracle.load_oracle`.
 
     Returns:
@@ -173,15 +172,14 @@ def run(
         stuff]}}, and ``by class`` ({pictures: (C, 4) counts at the first margin and the training means}).
     """
     check_config(config, KEYS, ("generator",))
-    home = synthetic.home() if home is None else home
-    judge = {key: config[key] for key in filter_model.KEYS}
-    found, crossed = filter_model.trained(judge, home), filter_model.crossfitted(judge, home, config["folds"])
+    judge = {key: config[key] for key in (*filter_model.KEYS, *WORLD)}
+    found, crossed = filter_model.trained(judge), filter_model.crossfitted(judge, config["folds"])
     stats = found.on_training
     overall = np.full(stats.num_classes, stats.sums.sum() / stats.counts.sum())
     means = {"training": stats.compute(), "cross-fitted": crossed.compute(), ONE: overall}
     sets = {fault: fault_set(config["draw"], fault, config["pictures"], size=config["size"]) for fault in FAULTS}
     if "generator" in config:
-        sets["generated"] = _generated(config, home, paint, oracle)
+        sets["generated"] = _generated(config, paint, oracle)
     truth, by_class = {}, {}
     things = stats.num_classes - len(STUFF)
     for name, (images, labels, wrong) in sets.items():
@@ -193,7 +191,7 @@ def run(
             if kind == "training":
                 by_class[name] = counts[0].tolist()
     result = {
-        "iou": [None if v != v else round(float(v), 6) for v in found.iou],
+        "iou": plain(found.iou),
         "miou": round(100 * mean_iou(found.iou), 4),
         "weights": weights_hash(found.model)[:16],
         "examples": pack(predict(found.model, sets[FAULTS[0]][0][:EXAMPLES])),
@@ -205,13 +203,13 @@ def run(
     return {"result": result, "curve": [[config["train"]["steps"], result["miou"]]], "seconds": found.seconds}
 
 
-def _generated(config, home, paint, oracle) -> tuple[ndarray, ndarray, ndarray]:
+def _generated(config, paint, oracle) -> tuple[ndarray, ndarray, ndarray]:
     """The first picture of each mask, its mask, and where the oracle sees another class."""
-    real = freemask.real_set(config)
+    real = real_set(config)
     count = min(config["pictures"], len(real))
-    shelf = freemask.shelf(config, real, 1, home)
+    shelf = freemask.shelf(config, real, 1)
     if shelf.missing():
-        synthetic.fill(shelf, paint(config["generator"], real.classes, home))
+        synthetic.fill(shelf, paint(config["generator"], real.classes))
     images, labels = synthetic.pictures(shelf, [(k, 0) for k in range(count)]), real.labels[:count]
     model, known = oracle()
     ids = np.array([known.index(name) for name in real.classes], np.uint8)

@@ -7,24 +7,19 @@ same set, with less work. Everything is a function of the configuration; models 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
-import fmseg
-from fmseg import filter_model, own_generator, synthetic, zoo
-from fmseg.datasets import IGNORE, Drawn, draw_set
+from fmseg import filter_model, freemask_data, own_generator, synthetic, zoo
+from fmseg.datasets import IGNORE
+from fmseg.freemask_data import real_set
 from fmseg.generation import from_layouts, layout_to_image
 from fmseg.label_format import LabelFormat
 from fmseg.noise import filter_labels
-from fmseg.provenance import canonical_hash, closure
-from fmseg.rectify import install
 from fmseg.resample import class_counts, hardness, manifest, pairs
 from fmseg.settings import check_config
-from fmseg.stable_diffusion import load_pipeline
 
 MEANS = ("training", "cross-fitted")
 SYNTHETIC = ("most", "resample", "alpha", "means")
@@ -57,25 +52,24 @@ class SyntheticSet:
         }
 
 
-def real_set(config: dict[str, Any]) -> Drawn:
-    """The real training images of a run: the first ``images`` of its draw's training split."""
-    return draw_set(config["draw"], "train", config["images"], seed=config["seed"], size=config["size"])
-
-
-def shelf(config: dict[str, Any], real: Drawn, most: int, home: Path) -> synthetic.Shelf:
+def shelf(config: dict[str, Any], real, most: int) -> synthetic.Shelf:
     """Where the pictures of a generator for real masks lie, see :mod:`fmseg.synthetic`.
 
     Args:
         config: a run's, with ``generator``: one of the zoo as {"model", "weights", "base", "steps", "guidance"}, hashes
             of its weights and of the text-to-image model it rests on; or {"own": a recipe of
             :mod:`fmseg.own_generator`, "steps", "guidance"}.
-        real: whose masks. most: pictures a mask. home: where shared things are kept.
+        real: whose masks, :func:`fmseg.freemask_data.real_set`. most: pictures a mask.
     """
-    recipe = {"generator": config["generator"], "classes": list(real.classes), "code": _code("fmseg.generation")}
-    return synthetic.Shelf(Path(home) / "pictures", recipe, real.labels, most)
+    generator = dict(config["generator"])
+    if "own" in generator:
+        generator["own"] = own_generator.key(generator["own"])
+    return synthetic.Shelf(
+        {"generator": generator, "classes": list(freemask_data.words(real.classes))}, real.labels, most
+    )
 
 
-def painter(generator: dict[str, Any], classes: tuple[str, ...], home: Path) -> synthetic.Painter:
+def painter(generator: dict[str, Any], classes: tuple[str, ...]) -> synthetic.Painter:
     """What paints masks: a layout model of the zoo, or one of the run's own, which is trained if it is not there.
 
     Raises:
@@ -83,13 +77,9 @@ def painter(generator: dict[str, Any], classes: tuple[str, ...], home: Path) -> 
     """
     own = "own" in generator
     check_config(generator, OWN_GENERATOR if own else ZOO_GENERATOR)
-    options = {"steps": generator["steps"], "guidance": generator["guidance"]}
+    options, classes = {key: generator[key] for key in ("steps", "guidance")}, freemask_data.words(classes)
     if own:
-        from diffusers import UNet2DConditionModel
-
-        recipe = generator["own"] | {"code": _code("fmseg.own_generator")}
-        folder, pipe = own_generator.made(recipe, home), load_pipeline(zoo.folder("diffusion"))
-        pipe.unet = install(UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True)).eval()
+        pipe = own_generator.trained(generator["own"])
         return lambda masks, seeds: from_layouts(masks, classes, seeds, "own", pipe=pipe, **options)
     name = generator["model"]
     for key, model in (("weights", name), ("base", "diffusion")):
@@ -102,22 +92,31 @@ def painter(generator: dict[str, Any], classes: tuple[str, ...], home: Path) -> 
     return lambda masks, seeds: from_layouts(masks, classes, seeds, name, pipe=pipe, **options)
 
 
-def class_means(config: dict[str, Any], home: Path) -> ndarray:
+def class_means(config: dict[str, Any]) -> ndarray:
     """(C,) mean loss of each class, nats, as ``config["synthetic"]["means"]`` says: on the filter model's own training
     images, as officially, or cross-fitted by ``config["filter"]["folds"]`` models. Absent classes: 0, as officially."""
     means = config["synthetic"]["means"]
     if means not in MEANS:
         raise ValueError(f"`means` must be one of {', '.join(MEANS)}; got {means!r}")
-    judge = filter_config(config)
     if means == "cross-fitted":
-        return filter_model.crossfitted(judge, home, config["filter"]["folds"]).compute()
-    return filter_model.trained(judge, home).on_training.compute()
+        return filter_model.crossfitted(filter_config(config), config["filter"]["folds"]).compute()
+    return judge(config).on_training.compute()
+
+
+def judge(config: dict[str, Any]) -> filter_model.FilterModel:
+    """The filter model of a run."""
+    return filter_model.trained(filter_config(config))
+
+
+def judged(wanted: dict[str, Any]) -> bool:
+    """Whether a run's ``synthetic`` asks for a filter model at all: for re-sampling, or to filter."""
+    return wanted["resample"] or wanted["alpha"] is not None
 
 
 def filter_config(config: dict[str, Any]) -> dict[str, Any]:
     """The filter model of a run, see :func:`fmseg.filter_model.trained`: it learns from the run's real images."""
     own = {key: value for key, value in config["filter"].items() if key != "folds"}
-    return {key: config[key] for key in ("draw", "images", "validation", "size")} | own
+    return {key: config[key] for key in freemask_data.keys(config)} | own
 
 
 def plan(masks: ndarray, num_classes: int, means: ndarray | None, most: int, seed: int) -> ndarray:
@@ -134,9 +133,14 @@ def plan(masks: ndarray, num_classes: int, means: ndarray | None, most: int, see
     """
     if means is None:
         return np.stack(np.meshgrid(np.arange(len(masks)), np.arange(most), indexing="ij"), -1).reshape(-1, 2)
-    ids = LabelFormat(num_classes)
-    hard = {f"{k:06d}": float(hardness(class_counts(m, ids, side=None), means)) for k, m in enumerate(masks)}
+    hard = {f"{k:06d}": value for k, value in enumerate(hardness_of(masks, num_classes, means))}
     return np.array([(int(name), index) for name, index in pairs(manifest(hard, most, seed))], dtype=np.int64)
+
+
+def hardness_of(masks: ndarray, num_classes: int, means: ndarray) -> list[float]:
+    """Hardness of each mask (equation 4), nats; arguments as :func:`plan`."""
+    ids = LabelFormat(num_classes)
+    return [float(hardness(class_counts(mask, ids, side=None), means)) for mask in masks]
 
 
 def filtered(model, images: ndarray, labels: ndarray, means: ndarray, alpha: float) -> ndarray:
@@ -152,41 +156,30 @@ def filtered(model, images: ndarray, labels: ndarray, means: ndarray, alpha: flo
     return out
 
 
-def synthetic_set(
-    config: dict[str, Any], home: Path | None = None, paint: Callable[..., synthetic.Painter] = painter
-) -> SyntheticSet:
+def synthetic_set(config: dict[str, Any], paint: Callable[..., synthetic.Painter] = painter) -> SyntheticSet:
     """The synthetic pictures of a run, with their masks.
 
     Args:
         config: a run's, with ``synthetic``: {"most": N_max, "resample": whether by hardness, "alpha": the filter's
             margin or None for no filter, "means": see :func:`class_means`}; ``generator``, ``filter``.
-        home: where shared things are kept; default :func:`fmseg.synthetic.home`.
-        paint: makes the painter from generator, classes and home.
+        paint: makes the painter from generator and classes.
 
     Raises:
         ValueError: a key is missing or unknown, or a value does not fit.
     """
-    home = synthetic.home() if home is None else home
     wanted, real = config["synthetic"], real_set(config)
     check_config(wanted, SYNTHETIC)
-    judged = wanted["resample"] or wanted["alpha"] is not None
-    means = class_means(config, home) if judged else None
+    means = class_means(config) if judged(wanted) else None
     chosen = plan(
         real.labels, real.num_classes, means if wanted["resample"] else None, wanted["most"], config["seed"]
     )  # fmt: skip
-    mine = shelf(config, real, wanted["most"], home)
+    mine = shelf(config, real, wanted["most"])
     if mine.missing():
-        synthetic.fill(mine, paint(config["generator"], real.classes, home))
+        synthetic.fill(mine, paint(config["generator"], real.classes))
     images, labels = synthetic.pictures(mine, chosen), real.labels[chosen[:, 0]]
     before = np.bincount(labels.ravel(), minlength=256)[: real.num_classes]
     if wanted["alpha"] is not None:
-        model = filter_model.trained(filter_config(config), home).model
-        labels = filtered(model, images, labels, means, wanted["alpha"])
+        labels = filtered(judge(config).model, images, labels, means, wanted["alpha"])
     after = np.bincount(labels.ravel(), minlength=256)[: real.num_classes]
     kept = np.divide(after, before, out=np.full(len(before), np.nan), where=before > 0)
     return SyntheticSet(images, labels, chosen, kept)
-
-
-@lru_cache(maxsize=8)
-def _code(module: str) -> str:
-    return canonical_hash(closure(module, Path(fmseg.__file__).resolve().parent.parent))

@@ -9,7 +9,6 @@ from typing import Any
 
 from fmseg import configs, zoo
 from fmseg.provenance import canonical_hash
-from fmseg.segmenters import zoo_backbone
 from fmseg.settings import Settings
 
 TRAINING, CROSSFITTED = "training", "cross-fitted"
@@ -24,8 +23,7 @@ def lacking(settings: Settings) -> str | None:
         return f"profile {settings.profile} has no section `freemask`"
     needed = ["diffusion", "oracle", "clip", *(f"backbone-{m}" for m in ("segformer", "segmenter", "mask2former"))]
     needed += [f"{kind}-{draw}" for kind in ("layout", "weak") for draw in settings.get("freemask.most")]
-    missing = [name for name in needed if name not in zoo.names()]
-    return f"the zoo has no {', '.join(missing)} yet" if missing else None
+    return zoo.lacking(*needed)
 
 
 def real(
@@ -46,7 +44,7 @@ def real(
     config = configs.supervised(settings, method, seed, draw, images, exposures)
     if augment is not None:
         config["train"] = config["train"] | {"augment": list(augment)}
-    return config | {"backbone": zoo_backbone(method), "paradigm": "real"}
+    return config | {"paradigm": "real"}
 
 
 def with_pictures(

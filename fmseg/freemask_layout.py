@@ -31,14 +31,14 @@ class Entry:
         make: (settings, seed) -> configuration of the run.
         judged: whether a claim is judged on it, so that it has all seeds; else ``freemask.other_seeds``.
         paper: (value, certainty) of the paper, value None where it could not be recovered; or None.
-        value: record's result -> the number.
+        value: record's result -> the number, or None where this run has none.
         headline: whether `make rerun` trains it without being asked for everything.
     """
 
     make: Callable[[Settings, int], dict[str, Any]]
     judged: bool = False
     paper: tuple[float | None, str] | None = None
-    value: Callable[[dict[str, Any]], float] = miou
+    value: Callable[[dict[str, Any]], float | None] = miou
     headline: bool = False
 
     def seeds(self, settings: Settings) -> list[int]:
@@ -49,7 +49,8 @@ class Entry:
 @dataclass(frozen=True)
 class Layout:
     """A table: ``rows`` is {label: {column: Entry, or text: why it is not run}}; the rest as :func:`fmseg.tables.table`
-    has it, ``source`` being where the paper's numbers were read; ``family`` are the tables that share runs."""
+    has it, ``source`` being where the paper's numbers were read; ``family`` are the tables that share runs; ``module``
+    and ``photos`` as of an :class:`~fmseg.experiment.Experiment`; ``lacking`` says why a profile has no runs."""
 
     id: str
     title: str
@@ -61,6 +62,9 @@ class Layout:
     stage: str
     unit: str = UNIT
     family: tuple[str, ...] = ()
+    module: str = "fmseg.freemask_runs"
+    photos: str | None = None
+    lacking: Callable[[Settings], str | None] = freemask_configs.lacking
 
     def entries(self, settings: Settings) -> list[Entry]:
         """All cells that have runs."""
@@ -68,7 +72,7 @@ class Layout:
 
     def runs(self, settings: Settings, headline: bool = False) -> list[dict[str, Any]]:
         """Configurations of its runs, each once; [] in a profile or with a zoo that has none."""
-        if on_real_data(settings) or freemask_configs.lacking(settings):
+        if on_real_data(settings) or self.lacking(settings):
             return []
         wanted = [e for e in self.entries(settings) if e.headline or not headline]
         made = [e.make(settings, seed) for e in wanted for seed in e.seeds(settings)]
@@ -77,7 +81,7 @@ class Layout:
     def build(self, settings: Settings, records: list[dict | None]) -> dict:
         """The table from its records; pure."""
         found = {r["key"]: r["result"] for r in records if r}
-        why = "it is the mini world's" if on_real_data(settings) else freemask_configs.lacking(settings)
+        why = "it is the mini world's" if on_real_data(settings) else self.lacking(settings)
         lines = []
         for label, cells in self.rows(settings).items():
             lines.append(
@@ -96,13 +100,14 @@ class Layout:
             return not_run(why, paper)
         keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
         values = {seed: entry.value(found[key]) for seed, key in keys.items() if key in found}
+        values = {seed: value for seed, value in values.items() if value is not None}
         return cell(values, paper) if values else not_run(MISSING, paper)
 
     def experiment(self) -> Experiment:
         """The table as :mod:`fmseg.experiment` performs it."""
         lenders = tuple(id for id in self.family if id != self.id)
         return Experiment(
-            self.id, self.stage, "fmseg.freemask_runs", self.runs, self.build, describe, self.headline, None, lenders
+            self.id, self.stage, self.module, self.runs, self.build, describe, self.headline, self.photos, lenders
         )  # fmt: skip
 
     def headline(self, settings: Settings) -> list[dict[str, Any]]:
@@ -112,7 +117,8 @@ class Layout:
 
 def describe(config: dict[str, Any]) -> str:
     """What a run is, in words; runs of one description differ by their seed alone."""
-    train, words = config["train"], [config["method"], f"on {config['images']} images of {config['draw']}"]
+    pictures = f"on {config['images'] or 'all'} images of {config.get('draw') or config['data']}"
+    train, words = config["train"], [config["method"], pictures]
     if config["backbone"] == "scratch":
         words.append("from scratch")
     words.append(f"{config['paradigm']}, {train['steps']} steps, augment {'+'.join(train.get('augment', []))}")

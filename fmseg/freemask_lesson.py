@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from fmseg import configs, filter_model, synthetic, zoo
+from fmseg import configs, filter_model, zoo
 from fmseg.filter_model import FilterModel
-from fmseg.segmenters import SCRATCH, zoo_backbone
 from fmseg.settings import Settings
 
 METHOD, DRAW = "segformer", "ade"
@@ -13,17 +12,18 @@ METHOD, DRAW = "segformer", "ade"
 
 def judge_config(settings: Settings) -> dict[str, Any]:
     """A short training of the filter model: on the zoo's backbone, or from scratch where the zoo has none."""
-    backbone = zoo_backbone(METHOD) if f"backbone-{METHOD}" in zoo.names() else SCRATCH
+    backbone = configs.SCRATCH if zoo.lacking(f"backbone-{METHOD}") else configs.ZOO
     seed, images = settings.get("freemask.filter.seed"), settings.get(f"world.train.{DRAW}")
-    run = configs.supervised(settings, METHOD, seed, DRAW, images, settings.get("freemask.lesson.exposures"))
+    exposures = settings.get("freemask.lesson.exposures")
+    run = configs.supervised(settings, METHOD, seed, DRAW, images, exposures, backbone=backbone)
     train = {key: value for key, value in run["train"].items() if key != "eval_every"}
-    keys = ("method", "seed", "draw", "images", "validation", "size")
-    return {key: run[key] for key in keys} | {"backbone": backbone, "train": train}
+    keys = ("method", "backbone", "seed", "draw", "images", "validation", "size")
+    return {key: run[key] for key in keys} | {"train": train}
 
 
 def judge(settings: Settings) -> FilterModel:
     """The filter model of the notebooks; trained when first asked for, about a minute, then kept in build/."""
-    return filter_model.trained(judge_config(settings), synthetic.home())
+    return filter_model.trained(judge_config(settings))
 
 
 def slider(show: Callable[[float], Any], values: list[float], value: float, live: bool) -> Any:

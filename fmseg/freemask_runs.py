@@ -5,6 +5,7 @@ What a run's record calls its code is everything this module reaches by imports.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,12 @@ from typing import Any
 from fmseg import freemask, synthetic
 from fmseg.batches import Source
 from fmseg.datasets import draw_set, get_draw
-from fmseg.evaluation import predict, weights_hash
-from fmseg.labelmaps import pack
+from fmseg.evaluation import predict
+from fmseg.freemask_data import real_set
 from fmseg.measure_generation import clip_features, frechet, oracle_miou
-from fmseg.metrics import mean_iou
 from fmseg.segmenters import build
 from fmseg.settings import check_config
-from fmseg.training import TrainConfig, train
+from fmseg.training import TrainConfig, TrainResult, train
 
 PARADIGMS = ("real", "synthetic", "joint", "pretrain")
 EXAMPLES = 6  # predictions on the first validation images that a record keeps, for figures
@@ -49,12 +49,12 @@ def repeats(synthetic_images: int, real_images: int) -> int:
     return max(1, round(synthetic_images / real_images))
 
 
-def sources(config: dict[str, Any], home: Path | None = None) -> tuple[list[Source], dict[str, Any]]:
+def sources(config: dict[str, Any]) -> tuple[list[Source], dict[str, Any]]:
     """What a run learns from (for "pretrain": first), and facts about it for the record."""
-    real = freemask.real_set(config)
+    real = real_set(config)
     if config["paradigm"] == "real":
         return [Source(real.images, real.labels)], {}
-    made = freemask.synthetic_set(config, home)
+    made = freemask.synthetic_set(config)
     pictures, facts = Source(made.images, made.labels, name="synthetic"), made.facts()
     if config["paradigm"] != "joint":
         return [pictures], facts
@@ -62,17 +62,16 @@ def sources(config: dict[str, Any], home: Path | None = None) -> tuple[list[Sour
     return [Source(real.images, real.labels, repeat=repeat), pictures], facts | {"repeat": repeat}
 
 
-def quality(config: dict[str, Any], home: Path | None = None) -> dict[str, float]:
+def quality(config: dict[str, Any]) -> dict[str, float]:
     """How good a generator's first picture of every mask is: the oracle's mIoU against the mask, on the real image of
     that mask, and the Fréchet distance to the real images in the zoo's CLIP's features.
 
     Args:
         config: a run's; ``quality`` says of how many masks.
     """
-    home = synthetic.home() if home is None else home
-    real = freemask.real_set(config)
+    real = real_set(config)
     count = min(config["quality"], len(real))
-    shelf = freemask.shelf(config, real, config["synthetic"]["most"], home)
+    shelf = freemask.shelf(config, real, config["synthetic"]["most"])
     images = synthetic.pictures(shelf, [(k, 0) for k in range(count)])
     return {
         "layout": round(oracle_miou(images, real.labels[:count]), 4),
@@ -88,7 +87,6 @@ def run(
     checkpoint_every: int | None = None,
     progress: bool = False,
     on_step: Callable[[int, float], None] | None = None,
-    home: Path | None = None,
 ) -> dict[str, Any]:
     """Train one segmenter.
 
@@ -99,7 +97,6 @@ def run(
             see :func:`fmseg.freemask.synthetic_set`. Optional: ``exclude_ignored`` (of "mask2former"), ``quality``
             (:func:`quality` is measured, too).
         checkpoint, checkpoint_every, progress, on_step: as in :func:`fmseg.training.train`.
-        home: where shared things are kept; default :func:`fmseg.synthetic.home`.
 
     Returns:
         As :func:`fmseg.supervised.run`; ``result`` also has ``synthetic`` (pictures, share of pixels kept, repeats) and
@@ -117,34 +114,28 @@ def run(
     )  # fmt: skip
     validation = draw_set(config["draw"], "val", config["validation"], size=size)
     held_out = Source(validation.images, validation.labels, name="validation")
-    learn, facts = sources(config, home)
+    learn, facts = sources(config)
     how = {"checkpoint_every": checkpoint_every, "progress": progress, "on_step": on_step}
-    first, seconds, curve = None, 0.0, []
+    before, first = None, None
     if config["paradigm"] == "pretrain":
         first = None if checkpoint is None else Path(checkpoint).with_suffix(".first.pt")
         before = train(model, learn, options, validation=held_out, checkpoint=first, **how)
-        seconds, curve = before.seconds, before.curve
-        real = freemask.real_set(config)
+        real = real_set(config)
         learn, options = [Source(real.images, real.labels)], TrainConfig.from_dict({**config["finetune"], "seed": seed})
         facts |= {"miou before finetuning": round(100 * before.miou, 4)}
     done = train(model, learn, options, validation=held_out, checkpoint=checkpoint, **how)
-    if first is not None:
-        first.unlink(missing_ok=True)
-    offset = curve[-1][0] if curve else 0
-    result = {
-        "iou": [None if value != value else round(float(value), 6) for value in done.iou],
-        "miou": round(100 * mean_iou(done.iou), 4),
-        "weights": weights_hash(model)[:16],
-        "examples": pack(predict(model, held_out.images[:EXAMPLES])),
-    }
-    if facts:
-        result["synthetic"] = facts
+    if before is not None:
+        done = after(before, done)
+        if first is not None:
+            first.unlink(missing_ok=True)
+    more = {"synthetic": facts} if facts else {}
     if "quality" in config:
-        result["generator"] = quality(config, home)
-    curve = curve + [[offset + step, value] for step, value in done.curve]
-    return {
-        "result": result,
-        "curve": [[step, round(100 * value, 4)] for step, value in curve],
-        "seconds": seconds + done.seconds,
-        "model": model,
-    }
+        more["generator"] = quality(config)
+    return done.as_run(model, predict(model, held_out.images[:EXAMPLES]), **more)
+
+
+def after(first: TrainResult, second: TrainResult) -> TrainResult:
+    """Two trainings, one after the other, as one."""
+    curve = first.curve + [[first.steps + step, value] for step, value in second.curve]
+    seconds, steps = first.seconds + second.seconds, first.steps + second.steps
+    return replace(second, curve=curve, losses=first.losses + second.losses, seconds=seconds, steps=steps)

@@ -77,7 +77,7 @@ def segment(model: nn.Module, image: np.ndarray, how: TestTime = TestTime()) -> 
     try:
         x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(device).float()
         if how.scale:
-            x = _resize(x, _fitted(image.shape[:2], how.scale)).clamp_(0, 255)
+            x = _resize(x, fitted(image.shape[:2], how.scale)).clamp_(0, 255)
         scores = _in_windows(model, x, how) if how.window else _padded_logits(model, x)
         scores = _resize(scores, image.shape[:2])
     finally:
@@ -129,7 +129,7 @@ def evaluate_pictures(
     return confusion
 
 
-def _fitted(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
+def fitted(size: tuple[int, int], scale: tuple[int, int]) -> tuple[int, int]:
     """(H, W) with the aspect kept: as large as fits into the scale, long side to long side (mmcv's rescale_size)."""
     factor = min(max(scale) / max(size), min(scale) / min(size))
     return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)

@@ -5,7 +5,6 @@ to runs, so they are made where a run needs them, once, and kept beside its pict
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,32 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmseg import zoo
-from fmseg.datasets import draw_set
+from fmseg import freemask_data, parts, zoo
+from fmseg.evaluation import weights_hash
 from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
-from fmseg.provenance import canonical_hash
-from fmseg.records import lock
 from fmseg.rectify import install, keep_masks, layout_prompt
 from fmseg.settings import check_config
 from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
 from fmseg.zoo_loop import Recipe, batch_indices, fit
 
-KEYS = ("draw", "images", "size", "start", "base", "steps", "batch_size", "lr", "average", "seed")
+KEYS = (
+    "start",
+    "base",
+    "steps",
+    "batch_size",
+    "lr",
+    "average",
+    "seed",
+)  # and the keys of real images that are learned from
 STARTS = ("zoo", "scratch")
+CARD = "card"
 NO_TEXT = 0.1  # share of training pictures without prompt, so that guidance has something to lead away from
-FACTS = "facts.json"
 
 
-def made(recipe: dict[str, Any], home: Path, *, progress: bool = False) -> Path:
-    """The folder of a model in diffusers' layout (``unet/``), trained now if it is not there.
-
-    Args:
-        recipe: ``draw``, ``images`` (the first of its training split), ``size`` (pixels), ``start`` ("zoo": from the
-            zoo's text-to-image U-Net, or "scratch": from random weights of the same form), ``base`` (hash of the zoo's
-            text-to-image model, whose autoencoder and text encoder stay), ``steps``, ``batch_size``, ``lr``,
-            ``average``, ``seed``; and ``code``, what else it rests on.
-        home: where such models are kept.
-        progress: show a bar.
-
-    Raises:
-        ValueError: a key is missing or unknown, another ``start``, a ``base`` that the zoo no longer has.
-    """
-    check_config(recipe, KEYS, ("code",))
+def key(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe's model is a function of, as JSON values; arguments and errors as :func:`trained`."""
+    learned = tuple(name for name in freemask_data.keys(recipe) if name != "validation")
+    check_config(recipe, KEYS + learned)
     if recipe["start"] not in STARTS:
         raise ValueError(f"`start` must be one of {', '.join(STARTS)}; got {recipe['start']!r}")
     if recipe["base"] != zoo.weights_hash("diffusion"):
@@ -51,18 +45,52 @@ def made(recipe: dict[str, Any], home: Path, *, progress: bool = False) -> Path:
             f"`base` must be {zoo.weights_hash('diffusion')!r}, the zoo's text-to-image model; got {recipe['base']!r}. "
             "Weights that a record means are in the commit that made it"
         )
-    folder = Path(home) / "generators" / canonical_hash(recipe)
-    with lock(folder.with_suffix(".lock"), f"generator {folder.name}", wait=24 * 3600):
-        if not (folder / FACTS).exists():  # written last, so its presence says that all is there
-            _train(recipe, folder, progress)
-    return folder
+    return {
+        "recipe": recipe,
+        "content": freemask_data.content(recipe, ("train",)),
+        "code": parts.code("fmseg.own_generator"),
+    }
 
 
-def _train(recipe: dict[str, Any], folder: Path, progress: bool) -> None:
+def trained(recipe: dict[str, Any], *, progress: bool = False):
+    """The zoo's text-to-image pipeline with the U-Net of a recipe, trained now if it is not there (a shared part).
+
+    Args:
+        recipe: real images as in :func:`fmseg.freemask_data.real_set`; ``start`` ("zoo": from the zoo's text-to-image
+            U-Net, or "scratch": from random weights of the same form), ``base`` (hash of the zoo's text-to-image model,
+            whose autoencoder and text encoder stay), ``steps``, ``batch_size``, ``lr``, ``average``, ``seed``.
+        progress: show a bar.
+
+    Returns:
+        The pipeline, its U-Net in evaluation mode with rectified attention.
+
+    Raises:
+        ValueError: a key is missing or unknown, another ``start``, a ``base`` that the zoo no longer has.
+    """
+    state = _made(recipe, progress)
+    state.pop(CARD)
+    pipe = load_pipeline(zoo.folder("diffusion"))
+    install(pipe.unet).load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    pipe.unet.eval()
+    return pipe
+
+
+def card(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`trained` made of a recipe, for a record: hash of the weights, steps, pictures seen, losses."""
+    return json.loads(str(_made(recipe)[CARD]))
+
+
+def _made(recipe: dict[str, Any], progress: bool = False) -> parts.Arrays:
+    folder = parts.folder("generators", key(recipe), "fmseg.own_generator")
+    (made,) = parts.obtain(folder, [0], lambda _: _train(recipe, folder / "training.pt", progress))
+    return made
+
+
+def _train(recipe: dict[str, Any], checkpoint: Path, progress: bool) -> parts.Arrays:
     from diffusers import UNet2DConditionModel
 
     training = Recipe(**{k: recipe[k] for k in ("steps", "batch_size", "lr", "average", "seed")})
-    real = draw_set(recipe["draw"], "train", recipe["images"], size=recipe["size"])
+    real = freemask_data.real_set(recipe)
     pipe = load_pipeline(zoo.folder("diffusion"))
     torch.manual_seed(training.seed)
     unet = pipe.unet if recipe["start"] == "zoo" else UNet2DConditionModel.from_config(pipe.unet.config)
@@ -71,7 +99,7 @@ def _train(recipe: dict[str, Any], folder: Path, progress: bool) -> None:
     images = np.concatenate([real.images, real.images[:, :, ::-1]])
     labels = np.concatenate([real.labels, real.labels[:, :, ::-1]])
     latents = encode_images(pipe, np.ascontiguousarray(images))
-    prompts, owners = layout_prompt(labels, real.classes, pipe.tokenizer)
+    prompts, owners = layout_prompt(labels, freemask_data.words(real.classes), pipe.tokenizer)
     texts, empty = encode_prompts(pipe, prompts), encode_prompts(pipe, [""])
     alphas, count = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.num_train_timesteps
 
@@ -88,10 +116,11 @@ def _train(recipe: dict[str, Any], folder: Path, progress: bool) -> None:
         return noise_loss(found, noise, signal_to_noise(alphas, at))
 
     facts = fit(
-        nn.ModuleDict({"unet": unet}), training, loss, count=len(real), checkpoint=folder.with_suffix(".pt"),
+        nn.ModuleDict({"unet": unet}), training, loss, count=len(real), checkpoint=checkpoint,
         identity={"recipe": recipe}, progress=progress,
     )  # fmt: skip
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-    unet.save_pretrained(folder / "unet", safe_serialization=True)
-    (folder / FACTS).write_text(json.dumps({"recipe": recipe, **facts}, indent=1) + "\n")
-    folder.with_suffix(".pt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
+    about = {"weights": weights_hash(unet)[:16], "images": len(real)}
+    about |= {name: facts[name] for name in ("steps", "exposures", "loss")}
+    state = {name: value.numpy() for name, value in unet.state_dict().items()}
+    return state | {CARD: np.array(json.dumps(about))}

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -42,15 +43,21 @@ def folder(kind: str, key: Mapping, module: str) -> Path:
 
     This module imports little on purpose: what it imports is part of every key.
     """
-    code = canonical_hash(closure(module, Path(__file__).resolve().parent.parent))
-    path = home() / kind / canonical_hash({"key": key, "code": code})
+    path = home() / kind / canonical_hash({"key": key, "code": code(module)})
     about = path / "about.json"
     if not about.exists():
         path.mkdir(parents=True, exist_ok=True)
         temporary = about.with_name(f".{about.name}.{os.getpid()}")
-        temporary.write_text(json.dumps({"kind": kind, "module": module, "code": code, "key": key}, indent=1) + "\n")
+        what = {"kind": kind, "module": module, "code": code(module), "key": key}
+        temporary.write_text(json.dumps(what, indent=1) + "\n")
         os.replace(temporary, about)
     return path
+
+
+@lru_cache(maxsize=32)
+def code(module: str) -> str:
+    """Hash of a module of fmseg and of all that it imports, see :func:`fmseg.provenance.closure`."""
+    return canonical_hash(closure(module, Path(__file__).resolve().parent.parent))
 
 
 def obtain(path: Path, numbers: Iterable[int], make: Callable[[int], Arrays]) -> list[Arrays]:
@@ -66,27 +73,41 @@ def obtain(path: Path, numbers: Iterable[int], make: Callable[[int], Arrays]) ->
         ValueError: a part is damaged; says what to do. What ``make`` raises goes through.
     """
     numbers = list(numbers)
-    missing = [k for k in numbers if not file_of(path, k).exists()]
+    fill({file_of(path, k): partial(make, k) for k in numbers})
+    return [read(file_of(path, k)) for k in numbers]
+
+
+def fill(wanted: Mapping[Path, Callable[[], Arrays]]) -> int:
+    """Make the parts that are missing, beside others who do the same; returns when all are there.
+
+    Args:
+        wanted: file (:func:`file_of`) -> what makes its arrays, in the order in which to make them.
+
+    Returns:
+        Parts that this process made.
+
+    Raises:
+        OSError: as :func:`obtain`. What a maker raises goes through; parts that are there stay.
+    """
+    made, missing = 0, [file for file in wanted if not file.exists()]
     while missing:
         before = len(missing)
-        for number in list(missing):
-            if file_of(path, number).exists():
-                missing.remove(number)
-                continue
+        for file in list(missing):
             try:
-                with lock(path / f"{number:05d}.lock", f"part {number} of {path.name}"):
-                    if not file_of(path, number).exists():
-                        _write(file_of(path, number), make(number))
+                with lock(file.with_suffix(".lock"), f"part {file.name} of {file.parent.name}"):
+                    if not file.exists():
+                        _write(file, wanted[file]())
+                        made += 1
             except LockedError:
                 continue
-            missing.remove(number)
+            missing.remove(file)
         if len(missing) == before:  # all of them are being made by others, who may still be killed
             time.sleep(_WAIT)
-    return [_read(file_of(path, k)) for k in numbers]
+    return made
 
 
 def file_of(path: Path, number: int) -> Path:
-    """Where a part lies."""
+    """Where a part of a set lies."""
     return Path(path) / f"{number:05d}.npz"
 
 
@@ -95,22 +116,31 @@ def joined(parts: list[Arrays], count: int | None = None) -> Arrays:
     return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
 
 
-def _write(path: Path, arrays: Arrays) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def read(file: Path) -> Arrays:
+    """A part that is there.
+
+    Raises:
+        FileNotFoundError: it was not made yet. ValueError: it is damaged; says what to do.
+    """
     try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
+        with np.load(file, allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} was not made yet") from None
+    except (BadZipFile, ValueError, EOFError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it, it is then made again") from None
+
+
+def _write(file: Path, arrays: Arrays) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as opened:
+            np.savez(opened, **arrays)
+            opened.flush()
+            os.fsync(opened.fileno())  # a full disk shows here at the latest
+        os.replace(temporary, file)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"cannot write {path}: {reason}; free some space or get the rights") from None
+        raise OSError(error.errno, f"cannot write {file}: {reason}; free some space or get the rights") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-    except (BadZipFile, ValueError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, it is then made again") from None

@@ -11,10 +11,7 @@ import numpy as np
 import torch
 
 from fmseg import distributed, on_disk, paper_segmenters, segmenters
-from fmseg.evaluation import weights_hash
 from fmseg.inference import TestTime, evaluate_pictures, segment
-from fmseg.labelmaps import pack
-from fmseg.metrics import mean_iou
 from fmseg.photos import Photos
 from fmseg.segmenters import Segmenter
 from fmseg.settings import check_names
@@ -89,15 +86,8 @@ def run(
         model, source, options, validation=validation, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
         progress=progress, on_step=on_step,
     )  # fmt: skip
-    result = {
-        "iou": [None if value != value else round(float(value), 6) for value in trained.iou],
-        "miou": round(100 * mean_iou(trained.iou), 4),
-        "weights": weights_hash(model)[:16],
-        "examples": pack(example_predictions(model, held_out, how)),
-        "data": [real.fingerprint()[:16], held_out.fingerprint()[:16]],
-    }
-    curve = [[step, round(100 * value, 4)] for step, value in trained.curve]
-    return {"result": result, "curve": curve, "seconds": trained.seconds, "model": model}
+    data = [real.fingerprint()[:16], held_out.fingerprint()[:16]]
+    return trained.as_run(model, example_predictions(model, held_out, how), data=data)
 
 
 def examples(data: on_disk.OnDisk) -> tuple[np.ndarray, np.ndarray]:

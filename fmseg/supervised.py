@@ -9,9 +9,7 @@ from typing import Any
 
 from fmseg.batches import Source
 from fmseg.datasets import draw_set, get_draw
-from fmseg.evaluation import predict, weights_hash
-from fmseg.labelmaps import pack
-from fmseg.metrics import mean_iou
+from fmseg.evaluation import predict
 from fmseg.segmenters import build
 from fmseg.settings import check_config
 from fmseg.training import TrainConfig, train
@@ -65,11 +63,4 @@ def run(
         model, real, options, validation=held_out, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
         progress=progress, on_step=on_step,
     )  # fmt: skip
-    result = {
-        "iou": [None if value != value else round(float(value), 6) for value in trained.iou],
-        "miou": round(100 * mean_iou(trained.iou), 4),
-        "weights": weights_hash(model)[:16],
-        "examples": pack(predict(model, held_out.images[:EXAMPLES])),
-    }
-    curve = [[step, round(100 * value, 4)] for step, value in trained.curve]
-    return {"result": result, "curve": curve, "seconds": trained.seconds, "model": model}
+    return trained.as_run(model, predict(model, held_out.images[:EXAMPLES]))

@@ -96,8 +96,10 @@ def test_a_run_measures_every_fault_and_the_generated_pictures(tmp_path, monkeyp
         "validation": 4, "size": 64, "train": {"steps": 2, "batch_size": 2, "lr": 0.002}, "folds": 2, "pictures": 5,
         "alphas": [1.25, 2.0], "generator": {"model": "layout-ade", **hashes, "steps": 1, "guidance": 1.0},
     }  # fmt: skip
-    done = run(config, home=tmp_path / "shared")
-    again = run(config, home=tmp_path / "other")
+    monkeypatch.setenv("FMSEG_PARTS", str(tmp_path / "one"))
+    done = run(config)
+    monkeypatch.setenv("FMSEG_PARTS", str(tmp_path / "other"))
+    again = run(config)
     assert done["result"] == again["result"] and done["seconds"] > 0
     truth = done["result"]["truth"]
     assert list(truth) == [*FAULTS, "generated"]

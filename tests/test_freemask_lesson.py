@@ -8,6 +8,7 @@ import IPython.display
 import pytest
 
 from fmseg import filter_model, freemask_lesson
+from fmseg.freemask_data import WORLD
 from fmseg.settings import load
 
 ROOT = Path(__file__).parent.parent
@@ -46,10 +47,10 @@ def test_with_widgets_the_slider_shows_the_chosen_value(displayed, monkeypatch):
 
 def test_the_judge_of_a_lesson_is_a_filter_model_whatever_the_zoo_has(tmp_path, monkeypatch):
     monkeypatch.setenv("FMSEG_ZOO", str(tmp_path))
-    monkeypatch.setenv("FMSEG_SHARED", str(tmp_path / "shared"))
+    monkeypatch.setenv("FMSEG_PARTS", str(tmp_path / "shared"))
     settings = load("smoke", ROOT)
     config = freemask_lesson.judge_config(settings)
-    assert config["backbone"] == "scratch" and set(config) == set(filter_model.KEYS)
+    assert config["backbone"] == "scratch" and set(config) == {*filter_model.KEYS, *WORLD}
     judge = freemask_lesson.judge(settings)
     assert judge.model.num_classes == 48 and not judge.model.training
     assert (judge.on_training.counts.sum(), judge.on_validation.counts.sum()) == (24 * 64 * 64, 16 * 64 * 64)

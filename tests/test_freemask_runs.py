@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import toy_zoo
 
-from fmseg import filter_model, freemask, freemask_runs, supervised, synthetic, zoo
+from fmseg import filter_model, freemask, freemask_runs, own_generator, supervised, zoo
 from fmseg.datasets import IGNORE, draw_set
 from fmseg.evaluation import weights_hash
 from fmseg.filter_model import class_losses
@@ -21,6 +21,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("freemask")
     patch = pytest.MonkeyPatch()
     patch.setenv("FMSEG_ZOO", str(toy_zoo.make(folder / "zoo", ("segformer", "mask2former"))))
+    patch.setenv("FMSEG_PARTS", str(folder / "shared"))
     yield folder / "shared"
     patch.undo()
 
@@ -47,13 +48,13 @@ def config(base):
     }
 
 
-def test_real_is_the_supervised_run_to_the_bit(base, home):
-    mine = run(base, home=home)
+def test_real_is_the_supervised_run_to_the_bit(base):
+    mine = run(base)
     same = {key: value for key, value in base.items() if key in supervised.KEYS}
     if "backbone" in supervised.KEYS:
         theirs = supervised.run(same)
     else:  # from scratch, where the supervised run knows no other
-        mine, theirs = run(base | {"backbone": "scratch"}, home=home), supervised.run(same)
+        mine, theirs = run(base | {"backbone": "scratch"}), supervised.run(same)
     assert mine["result"] == theirs["result"] and mine["curve"] == theirs["curve"]
 
 
@@ -64,10 +65,10 @@ def test_real_images_weigh_as_much_as_synthetic_ones():
 
 
 @pytest.mark.parametrize("paradigm", ["synthetic", "joint", "pretrain"])
-def test_a_run_is_a_function_of_its_configuration(config, home, paradigm, tmp_path):
+def test_a_run_is_a_function_of_its_configuration(config, paradigm, tmp_path):
     config = config | {"paradigm": paradigm} | ({"finetune": config["train"]} if paradigm == "pretrain" else {})
-    first = run(config, home=home)
-    again = run(config, home=home, checkpoint=tmp_path / "run.pt", checkpoint_every=1)
+    first = run(config)
+    again = run(config, checkpoint=tmp_path / "run.pt", checkpoint_every=1)
     assert first["result"] == again["result"] and first["curve"] == again["curve"]
     assert weights_hash(first["model"])[:16] == first["result"]["weights"]
     expected = int(counts_by_rank(MASKS, 3).sum())
@@ -80,7 +81,7 @@ def test_a_run_is_a_function_of_its_configuration(config, home, paradigm, tmp_pa
 
 
 @pytest.mark.parametrize("stop_after", [2, 5])
-def test_a_pretrained_run_that_was_stopped_goes_on_to_the_same_bits(config, home, tmp_path, stop_after):
+def test_a_pretrained_run_that_was_stopped_goes_on_to_the_same_bits(config, tmp_path, stop_after):
     config = config | {"paradigm": "pretrain", "finetune": config["train"]}
     done = []
 
@@ -89,22 +90,22 @@ def test_a_pretrained_run_that_was_stopped_goes_on_to_the_same_bits(config, home
         if len(done) == stop_after:
             raise KeyboardInterrupt
 
-    where = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 1, "home": home}
+    where = {"checkpoint": tmp_path / "run.pt", "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
         run(config, on_step=stop, **where)
-    resumed, whole = run(config, **where), run(config, home=home)
+    resumed, whole = run(config, **where), run(config)
     assert resumed["result"] == whole["result"] and resumed["curve"] == whole["curve"]
 
 
-def test_drawing_first_filters_the_same_labels_as_filtering_everything(config, home):
-    drawn = freemask.synthetic_set(config, home)
-    everything = freemask.synthetic_set(config | {"synthetic": config["synthetic"] | {"resample": False}}, home)
+def test_drawing_first_filters_the_same_labels_as_filtering_everything(config):
+    drawn = freemask.synthetic_set(config)
+    everything = freemask.synthetic_set(config | {"synthetic": config["synthetic"] | {"resample": False}})
     assert len(everything.pairs) == 3 * MASKS and len(drawn.pairs) < len(everything.pairs)
     place = {tuple(p): k for k, p in enumerate(everything.pairs.tolist())}
     chosen = [place[tuple(p)] for p in drawn.pairs.tolist()]
     assert (everything.images[chosen] == drawn.images).all() and (everything.labels[chosen] == drawn.labels).all()
     raw = freemask.synthetic_set(
-        config | {"synthetic": {"most": 3, "resample": False, "alpha": None, "means": "training"}}, home
+        config | {"synthetic": {"most": 3, "resample": False, "alpha": None, "means": "training"}}
     )  # fmt: skip
     real = draw_set("ade", "train", MASKS).labels
     assert (raw.labels == real[raw.pairs[:, 0]]).all() and (raw.images == everything.images).all()
@@ -115,33 +116,33 @@ def test_drawing_first_filters_the_same_labels_as_filtering_everything(config, h
     assert np.isnan(everything.kept[np.setdiff1d(np.arange(CLASSES), np.unique(real))]).all()
 
 
-def test_a_larger_margin_keeps_more_and_cross_fitted_means_are_larger(config, home):
+def test_a_larger_margin_keeps_more_and_cross_fitted_means_are_larger(config):
     kept = []
     for alpha in (0.5, 1.0, 2.0):
-        made = freemask.synthetic_set(config | {"synthetic": config["synthetic"] | {"alpha": alpha}}, home)
+        made = freemask.synthetic_set(config | {"synthetic": config["synthetic"] | {"alpha": alpha}})
         kept.append(made.facts()["kept"])
     assert kept == sorted(kept) and kept[0] < kept[-1]
-    own = filter_model.trained(freemask.filter_config(config), home).on_training
-    crossed = filter_model.crossfitted(freemask.filter_config(config), home, 2)
+    own = filter_model.trained(freemask.filter_config(config)).on_training
+    crossed = filter_model.crossfitted(freemask.filter_config(config), 2)
     assert (crossed.counts == own.counts).all() and crossed.sums.sum() != own.sums.sum()
     means = config | {"synthetic": config["synthetic"] | {"means": "cross-fitted"}}
-    assert np.allclose(freemask.class_means(means, home), crossed.compute())
+    assert np.allclose(freemask.class_means(means), crossed.compute())
 
 
 def test_the_filter_model_is_trained_once_and_read_back(config, home):
     judge = freemask.filter_config(config)
-    one = filter_model.trained(judge, home)
-    files = {p: p.stat().st_mtime_ns for p in (home / "filters").rglob("*.safetensors")}
-    again = filter_model.trained(judge, home)
+    one = filter_model.trained(judge)
+    files = {p: p.stat().st_mtime_ns for p in (home / "filters").rglob("*.npz")}
+    again = filter_model.trained(judge)
     assert weights_hash(one.model) == weights_hash(again.model)
-    assert files == {p: p.stat().st_mtime_ns for p in (home / "filters").rglob("*.safetensors")}
+    assert files == {p: p.stat().st_mtime_ns for p in (home / "filters").rglob("*.npz")}
     real = draw_set("ade", "train", MASKS)
     stats = class_losses(one.model, real.images, real.labels, CLASSES)
     assert (stats.counts == one.on_training.counts).all() and np.allclose(stats.sums, one.on_training.sums)
     summary = one.summary()
     assert summary["training loss"] == pytest.approx(stats.sums.sum() / stats.counts.sum())
     assert set(summary) == {"training loss", "validation loss", "miou"}
-    fold = filter_model.trained(judge, home, (1, 2))
+    fold = filter_model.trained(judge, (1, 2))
     mine = np.arange(MASKS) % 2 == 1
     assert (
         fold.held_out.counts.sum() == real.labels[mine].size
@@ -149,13 +150,13 @@ def test_the_filter_model_is_trained_once_and_read_back(config, home):
     )
 
 
-def test_pictures_are_shared_and_a_smaller_most_begins_a_larger(config, home):
-    freemask.synthetic_set(config, home)
+def test_pictures_are_shared_and_a_smaller_most_begins_a_larger(config):
+    freemask.synthetic_set(config)
     real = draw_set("ade", "train", MASKS)
     for most in (1, 2, 3):
-        assert not freemask.shelf(config, real, most, home).missing()
+        assert not freemask.shelf(config, real, most).missing()
     other = config | {"generator": config["generator"] | {"guidance": 1.0}}
-    assert len(freemask.shelf(other, real, 1, home).missing()) == 1
+    assert len(freemask.shelf(other, real, 1).missing()) == 1
 
 
 @pytest.mark.parametrize("start", ["zoo", "scratch"])
@@ -166,33 +167,35 @@ def test_a_generator_of_its_own_is_trained_once(config, home, start):
     }  # fmt: skip
     config = config | {"generator": {"own": own, "steps": 1, "guidance": 2.0}}
     config["synthetic"] = {"most": 1, "resample": False, "alpha": None, "means": "training"}
-    made = freemask.synthetic_set(config, home)
-    folders = sorted(p.parent for p in (home / "generators").glob("*/facts.json"))
-    again = freemask.synthetic_set(config, home)
+    made = freemask.synthetic_set(config)
+    folders = sorted((home / "generators").glob("*/*.npz"))
+    again = freemask.synthetic_set(config)
     assert (made.images == again.images).all() and made.images.std() > 0
-    assert folders == sorted(p.parent for p in (home / "generators").glob("*/facts.json"))
+    card = own_generator.card(own)
+    assert card["images"] == MASKS and card["exposures"] == 4 and np.isfinite(card["loss"][-1][1])
+    assert folders == sorted((home / "generators").glob("*/*.npz"))
     wrong = {"own": own | {"base": "0" * 16}, "steps": 1, "guidance": 2.0}
     with pytest.raises(ValueError, match="`base` must be .*the zoo's text-to-image model; got '0000"):
-        freemask.painter(wrong, ("a",), home)
+        freemask.painter(wrong, ("a",))
 
 
-def test_a_generators_pictures_are_measured_where_asked_for(config, home, monkeypatch):
+def test_a_generators_pictures_are_measured_where_asked_for(config, monkeypatch):
     seen = {}
     monkeypatch.setattr(freemask_runs, "oracle_miou", lambda images, labels: float(len(images)))
     monkeypatch.setattr(freemask_runs, "clip_features", lambda images: seen.setdefault(len(seen), images))
     monkeypatch.setattr(freemask_runs, "frechet", lambda a, b: float((a != b).any()))
-    done = run(config | {"quality": 5}, home=home)
+    done = run(config | {"quality": 5})
     assert done["result"]["generator"] == {"layout": 5.0, "real": 5.0, "frechet": 1.0}
     assert (seen[0] == draw_set("ade", "train", 5).images).all()
 
 
-def test_mask2former_may_leave_out_what_the_filter_dropped(config, home):
+def test_mask2former_may_leave_out_what_the_filter_dropped(config):
     config = config | {"method": "mask2former", "backbone": zoo_backbone("mask2former")}
-    negatives, excluded = (run(config | {"exclude_ignored": value}, home=home) for value in (False, True))
+    negatives, excluded = (run(config | {"exclude_ignored": value}) for value in (False, True))
     assert negatives["result"]["weights"] != excluded["result"]["weights"]
 
 
-def test_what_does_not_fit_is_named(config, base, home):
+def test_what_does_not_fit_is_named(config, base):
     with pytest.raises(ValueError, match="`paradigm` must be one of real, synthetic, joint, pretrain; got 'both'"):
         run(base | {"paradigm": "both"})
     with pytest.raises(ValueError, match="lacks synthetic, generator, filter"):
@@ -204,15 +207,14 @@ def test_what_does_not_fit_is_named(config, base, home):
     with pytest.raises(ValueError, match="training split serves all seeds"):
         run(config | {"draw": "voc"})
     with pytest.raises(ValueError, match="`weights` must be .*the zoo's layout-ade; got 'old'"):
-        freemask.synthetic_set(config | {"generator": config["generator"] | {"weights": "old"}}, home)
+        freemask.synthetic_set(config | {"generator": config["generator"] | {"weights": "old"}})
     with pytest.raises(ValueError, match="`means` must be one of training, cross-fitted; got 'synthetic'"):
-        run(config | {"synthetic": config["synthetic"] | {"means": "synthetic"}}, home=home)
+        run(config | {"synthetic": config["synthetic"] | {"means": "synthetic"}})
     with pytest.raises(ValueError, match="`alpha` must be a number >= 0"):
-        run(config | {"synthetic": config["synthetic"] | {"alpha": -1.0}}, home=home)
+        run(config | {"synthetic": config["synthetic"] | {"alpha": -1.0}})
     with pytest.raises(ValueError, match="`most` must be"):
-        run(config | {"synthetic": config["synthetic"] | {"most": 0}}, home=home)
+        run(config | {"synthetic": config["synthetic"] | {"most": 0}})
     with pytest.raises(ValueError, match="'mask2former' does not"):
-        filter_model.trained(freemask.filter_config(config) | {"method": "mask2former"}, home)
+        filter_model.trained(freemask.filter_config(config) | {"method": "mask2former"})
     with pytest.raises(ValueError, match="`folds` must be from 2 to the number of images, 8; got 9"):
-        filter_model.crossfitted(freemask.filter_config(config), home, 9)
-    assert synthetic.home() != home
+        filter_model.crossfitted(freemask.filter_config(config), 9)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(folder, monkeypatch):
     with pytest.raises(OSError, match=r"00000\.npz: No space left on device; free some space"):
         parts.obtain(folder, [0], make)
     assert not [p for p in folder.iterdir() if "npz" in p.name]
+
+
+def test_what_is_shared_has_a_place(monkeypatch, tmp_path):
+    monkeypatch.delenv("FMSEG_PARTS", raising=False)
+    assert parts.home() == Path(parts.__file__).resolve().parent.parent / "build" / "parts"
+    monkeypatch.setenv("FMSEG_PARTS", str(tmp_path))
+    assert parts.home() == tmp_path
 
 
 def test_a_damaged_part_says_what_to_do(folder):
