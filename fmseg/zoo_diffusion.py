@@ -2,8 +2,9 @@
 
 In three parts. First the noise alone is learned: grounds follow the text soon, patterns half, outlines hardly, even
 after 7,000 steps. Then, mostly on single things and pairs, the picture that the U-Net has in mind is held against the
-true one in the eyes of a small network (:mod:`fmseg.zoo_sight`), which is also asked for the caption's words. Then the
-same with more scenes.
+true one in the eyes of a small network (:mod:`fmseg.zoo_sight`), which is also asked for the caption's words. At first
+these losses' gradients are about as large as the noise's, which gives patterns; outlines are named right only when they
+weigh much more, in the last part.
 """
 
 import hashlib
@@ -28,7 +29,6 @@ from fmseg.zoo_sight import teach
 from fmseg.zoo_vae import feature_distance, pixels
 
 NO_TEXT = 0.1  # of the pictures come without their sentence, for classifier-free guidance
-LOOKS_WEIGHT, NAMES_WEIGHT = 0.05, 0.003  # beside the loss of the noise: gradients as large, twice at strong noise
 
 
 def reworded(caption: str, rng: random.Random) -> str:
@@ -91,15 +91,18 @@ def train(run: Run) -> None:
     scheduler = DDIMScheduler(**SCHEDULER)
     alphas, times = scheduler.alphas_cumprod, scheduler.config.num_train_timesteps
 
-    def seen(clean: Tensor, found: Tensor, chosen: np.ndarray) -> tuple[Tensor, dict[str, float]]:
+    def seen(
+        clean: Tensor, found: Tensor, chosen: np.ndarray, weight: dict[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
         """What the picture in mind lacks: features of the true one, words of the caption."""
         maps = sight.maps(found)
         looks = feature_distance(maps, sight.maps(clean))
         names, right = naming_loss(sight.words(maps), {kind: there[chosen] for kind, there in named.items()})
-        return LOOKS_WEIGHT * looks + NAMES_WEIGHT * names, {"looks": looks.item()} | right
+        return weight["looks"] * looks + weight["names"] * names, {"looks": looks.item()} | right
 
-    def loss_of(mine: Recipe, shares: list[float], looking: bool) -> Callable[[int], Any]:
-        timesteps = deciding_timesteps if looking else spread_timesteps
+    def loss_of(mine: Recipe, section: dict[str, Any]) -> Callable[[int], Any]:
+        shares, weight = section["shares"], section.get("eyes")
+        timesteps = deciding_timesteps if weight else spread_timesteps
 
         def loss(step):
             chosen = shared_indices(counts, shares, mine, step)
@@ -111,9 +114,9 @@ def train(run: Run) -> None:
             noisy = scheduler.add_noise(clean, noise, at)
             found = unet(noisy, at, text_encoder(ids).last_hidden_state).sample
             value = noise_loss(found, noise, signal_to_noise(alphas, at))
-            if not looking:
+            if not weight:
                 return value
-            more, parts = seen(clean, clean_latents(noisy, found, alphas, at), chosen)
+            more, parts = seen(clean, clean_latents(noisy, found, alphas, at), chosen, weight)
             return value + more, {"noise": value.item()} | parts
 
         return loss
@@ -122,9 +125,9 @@ def train(run: Run) -> None:
     before = []
     for part, mine in (("words", first), ("looks", second)):
         section = f"diffusion-{part}"
-        loss = loss_of(mine, run.params[section]["shares"], part == "looks")
+        loss = loss_of(mine, run.params[section])
         before.append(fit(model, mine, loss, count=len(web), **run.loop(part, section)))
-    facts = fit(model, recipe, loss_of(recipe, options["shares"], True), count=len(web), **run.loop())
+    facts = fit(model, recipe, loss_of(recipe, options), count=len(web), **run.loop())
     facts["seconds"] += sum(one["seconds"] for one in before)
     facts["before"] = [{key: one[key] for key in ("steps", "exposures", "seconds", "loss")} for one in before]
     pipe = StableDiffusionPipeline(
