@@ -161,14 +161,14 @@ def test_positions_are_left_alone_at_the_native_size_and_follow_the_grid_elsewhe
 
 
 def test_under_attention_pooling_features_are_values_and_their_projection():
-    tower, images = resnet(), torch.randn(2, 3, 64, 96)
+    tower, images = resnet().double(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
     x = tower.layer4(tower.layer3(tower.layer2(tower.layer1(tower.stem(images)))))
     value, key, out = (tower.attnpool.v_proj, tower.attnpool.k_proj, tower.attnpool.c_proj)
     features, keys = dense_features(tower, images, return_keys=True)
     conv = torch.nn.functional.conv2d
     expected = conv(conv(x, value.weight[:, :, None, None], value.bias), out.weight[:, :, None, None], out.bias)
-    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(keys, conv(x, key.weight[:, :, None, None], key.bias), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features, expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(keys, conv(x, key.weight[:, :, None, None], key.bias), atol=1e-9, rtol=1e-9)
     assert features.shape == (2, 32, 2, 3)
 
 
