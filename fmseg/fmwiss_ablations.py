@@ -9,6 +9,7 @@ from typing import Any
 
 from fmseg import incremental_tables
 from fmseg.experiment import Experiment, on_real_data, provenance
+from fmseg.fmwiss import Options
 from fmseg.incremental_configs import ABLATED, ablation_seeds, run_config
 from fmseg.incremental_tables import Entry, by_place, cells_of
 from fmseg.settings import Settings
@@ -122,6 +123,33 @@ def entries(id: str, settings: Settings) -> list[Entry]:
     return [
         Entry(v.label, ABLATED, config_of(settings, v, seed)) for v in ROWS[id] for seed in ablation_seeds(settings)
     ]
+
+
+def swept(id: str, option: str, usual: float) -> dict[float, str]:
+    """{value: row} of the rows of a table in which this option alone is changed, and of the standard one."""
+    there = {v.changes[option]: v.label for v in ROWS[id] if set(v.changes) == {option}}
+    return {usual: STANDARD} | {value: label for value, label in there.items() if value is not None}
+
+
+def usual(settings: Settings, option: str) -> float:
+    """An option's value in the standard row; on real data as anywhere else."""
+    given = settings.get("incremental.fmwiss")
+    return given[option] if option in given else getattr(Options(), option)
+
+
+def others(id: str, *options: str) -> list[str]:
+    """The rows of a table that are neither standard nor swept by one of these options."""
+    taken = {label for option in options for label in swept(id, option, 0).values()}
+    return [v.label for v in ROWS[id] if v.label != STANDARD and v.label not in taken]
+
+
+def shares() -> dict[float, dict[str, str]]:
+    """{share of the step's pictures: {"FMWISS": row, "WILSON": row}} of the table of data efficiency."""
+    found: dict[float, dict[str, str]] = {}
+    for v in ROWS["fmwiss-ab-data"]:
+        if not v.order:
+            found.setdefault(v.share, {})["WILSON" if v.method == "wilson" else STANDARD] = v.label
+    return found
 
 
 def build(id: str, settings: Settings, records: list[dict | None]) -> dict:
