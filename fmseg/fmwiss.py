@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from fmseg.contrast import POINTS, TEMPERATURE, dense_contrast
 from fmseg.distill import encoder_distillation
 from fmseg.experts import Experts
-from fmseg.incremental import ALPHA, BETA, DCL_WEIGHT, binary_loss, dense_labels, old_targets, student_targets
+from fmseg.incremental import (
+    ALPHA,
+    BETA,
+    DCL_WEIGHT,
+    binary_loss,
+    dense_labels,
+    old_targets,
+    start_rare,
+    student_targets,
+)
 from fmseg.localizer import Localizer
 from fmseg.memory import Memory, erase, on_grid, paste
 from fmseg.segmenters import Segmenter
@@ -94,11 +103,12 @@ class FmwissStep(Warm, Step):
         options: see :class:`Options`.
         seed: of the teacher's weights.
         paste_probability: of pasting into an image, in [0, 1].
+        prior: the teacher's classes begin with this probability; None: as torch begins a convolution.
     """
 
     def __init__(
         self, student: Segmenter, old: Segmenter, experts: Experts, memory: Memory | None, options: Options, *,
-        seed: int, paste_probability: float = 1.0,
+        seed: int, paste_probability: float = 1.0, prior: float | None = None,
     ):  # fmt: skip
         super().__init__(student, old)
         new = self.num_classes - self.old_classes
@@ -106,7 +116,7 @@ class FmwissStep(Warm, Step):
             raise ValueError(f"`experts` must know the {new} new classes; they know {len(experts.text)}")
         self.experts, self.memory, self.options = experts, memory, options
         self.warmup, self.paste_probability = options.warmup, paste_probability
-        self.teacher = _teacher(student, self.num_classes, options.head, seed) if options.teacher else None
+        self.teacher = _teacher(student, self.num_classes, options.head, seed, prior) if options.teacher else None
 
     def loss(self, images: Tensor, labels: Tensor, tags: Tensor) -> Tensor:
         """The sum of :meth:`losses`.
@@ -198,7 +208,10 @@ class FmwissStep(Warm, Step):
         return self._known_grid[1]
 
 
-def _teacher(student: Segmenter, classes: int, head: str, seed: int) -> nn.Module:
+def _teacher(student: Segmenter, classes: int, head: str, seed: int, prior: float | None) -> nn.Module:
     if head == "aspp":
-        return Head(student, classes, seed=seed)
-    return localizer_of(student, classes, seed=seed)
+        return Head(student, classes, seed=seed, prior=prior)
+    made = localizer_of(student, classes, seed=seed)
+    if prior is not None:
+        start_rare(made.layers[-1], prior)
+    return made

@@ -22,13 +22,15 @@ COLUMNS = {"old": "old", "new": "new", "all": "all", "forgetting": "forgetting"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: what is changed in which method's options (None takes an option away), and on which pictures."""
+    """A row: what is changed in which method's options (None takes an option away), on which pictures; whether classes
+    begin rare (:func:`fmseg.incremental_configs.run_config`)."""
 
     label: str
     changes: dict[str, Any] = field(default_factory=dict)
     method: str = "fmwiss"
     share: float = 1.0
     order: int = 0
+    rare: bool = True
 
 
 def _varied(words: str, option: str, values: tuple, **changes: Any) -> tuple[Variant, ...]:
@@ -87,6 +89,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("background bounded for the student too", {"student_bkg_min": True}),
         Variant("student's loss summed over classes", {"reduction": "sum"}),
         Variant("both losses summed over classes", {"reduction": "sum", "teacher_reduction": "sum"}),
+        Variant("classes begin at one half", rare=False),
     ),
 }
 TITLES = {
@@ -107,14 +110,16 @@ NOTES = {
     "fmwiss-ab-teacher": "From `teacher of three convolutions` on: open choices 8 and 9.",
     "fmwiss-ab-memory": "Standard: 50 instances a class, which short base steps do not fill.",
     "fmwiss-ab-data": "Base models of other orders are their own. FMWISS and WILSON of a row share pictures and base.",
-    "fmwiss-ab-weights": "Standard: alpha 0.5, beta 0.9, tau 0.1. The last four rows: open choices 11 and 12.",
+    "fmwiss-ab-weights": "Standard: alpha 0.5, beta 0.9, tau 0.1. Then open choices 11 and 12. Last: no prior in "
+    "the classifiers' biases, from a base model of its own.",
 }
 
 
 def config_of(settings: Settings, variant: Variant, seed: int) -> dict[str, Any]:
     """The run of a row at a seed."""
     return run_config(
-        settings, variant.method, seed, ABLATED, share=variant.share, order=variant.order, **variant.changes
+        settings, variant.method, seed, ABLATED, share=variant.share, order=variant.order, rare=variant.rare,
+        **variant.changes,
     )  # fmt: skip
 
 

@@ -55,10 +55,10 @@ def differences(
 ) -> tuple[Any, Rows]:
     """One row of a table less another, seed by seed, in every setting and group of classes; the paper's difference."""
     cells, asked = cells_of(table), []
-    for setting, names in columns.items():
-        asked += [(f"{setting}: {names[group]}", names[group]) for group in names if group != "forgetting"]
-    lines = [(label, _paired(cells[one][column], cells[other][column])) for label, column in asked]
-    printed = {label: _printed(cells[one][column], cells[other][column]) for label, column in asked}
+    for names in columns.values():
+        asked += [names[group] for group in names if group != "forgetting"]
+    lines = [(column, _paired(cells[one][column], cells[other][column])) for column in asked]
+    printed = {column: _printed(cells[one][column], cells[other][column]) for column in asked}
     figure, rows = _dots(lines, f"{one} less {other}, points of mIoU", printed)
     return figure, rows
 
@@ -247,14 +247,15 @@ def _name(axis, points: Mapping[str, tuple[float, float, int]]) -> None:
     low, high = axis.get_ylim()
     right, step = axis.get_xlim()[1], (high - low) / 17
     spread = [points[label][1] for label in ordered]
-    for k in range(1, len(spread)):
-        spread[k] = max(spread[k], spread[k - 1] + step)
-    shift = max(0.0, spread[-1] - high)
+    for _ in range(200):  # neighbours that are too near push each other away
+        for k in range(1, len(spread)):
+            push = max(0.0, step - (spread[k] - spread[k - 1])) / 2
+            spread[k], spread[k - 1] = spread[k] + push, spread[k - 1] - push
     left = axis.get_xlim()[0]
     axis.set_xlim(left, right + 0.3 * (right - left))
     for label, y in zip(ordered, spread, strict=True):
         axis.annotate(
-            label, points[label][:2], (right + 0.05 * (right - left), y - shift), fontsize=6.5, va="center",
+            label, points[label][:2], (right + 0.05 * (right - left), y), fontsize=6.5, va="center",
             color=_colour(label), arrowprops={"arrowstyle": "-", "color": "0.85", "lw": 0.6},
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmseg.distill import balanced_classifier
-from fmseg.incremental import grown
+from fmseg.incremental import grown, start_rare
 from fmseg.localizer import Localizer
 from fmseg.segmenters import Segmenter
 
@@ -54,7 +54,9 @@ def read(segmenter: Segmenter, images: Tensor, *, stages: bool = False) -> Readi
     return Reading(tuple(caught), features[-1], embedding, head.cls_seg(embedding))
 
 
-def grow(segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False) -> Segmenter:
+def grow(
+    segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False, prior: float | None = None
+) -> Segmenter:  # fmt: skip
     """A copy of a segmenter that scores more classes; nothing that it knew has changed.
 
     Args:
@@ -62,10 +64,14 @@ def grow(segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False)
         added: classes, >= 1.
         seed: of the new classes' weights; torch's global random state is left alone.
         balanced: they begin as MiB's do (:func:`fmseg.distill.balanced_classifier`); without, as a fresh convolution.
+        prior: of sigmoid outputs: the new classes begin with this probability (:func:`fmseg.incremental.start_rare`).
 
     Raises:
+        ValueError: both ``balanced`` and ``prior``, which exclude each other.
         TypeError: the segmenter's head is of another kind.
     """
+    if balanced and prior is not None:
+        raise ValueError("`balanced` and `prior` exclude each other: both say how new classes begin")
     made = copy.deepcopy(segmenter)
     head = _head(made)
     with torch.random.fork_rng(devices=[]):
@@ -76,9 +82,16 @@ def grow(segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False)
         with torch.no_grad():
             classifier.weight.copy_(weight)
             classifier.bias.copy_(bias)
+    if prior is not None:
+        start_rare(classifier, prior, known=segmenter.num_classes)
     head.conv_seg = classifier
     head.num_classes = head.out_channels = made.num_classes = classifier.out_channels
     return made
+
+
+def begin_rare(segmenter: Segmenter, prior: float, *, softmax: bool) -> None:
+    """Set the biases of a fresh segmenter's classifier by a prior, in place: :func:`fmseg.incremental.start_rare`."""
+    start_rare(_head(segmenter).conv_seg, prior, softmax=softmax)
 
 
 class Head(nn.Module):
@@ -88,9 +101,10 @@ class Head(nn.Module):
         segmenter: whose head is copied in form.
         num_classes: of the new one.
         seed: of its weights.
+        prior: every class but background begins with this probability; None: as a fresh convolution does.
     """
 
-    def __init__(self, segmenter: Segmenter, num_classes: int, *, seed: int):
+    def __init__(self, segmenter: Segmenter, num_classes: int, *, seed: int, prior: float | None = None):
         super().__init__()
         self.layers = copy.deepcopy(_head(segmenter))
         old = self.layers.conv_seg
@@ -100,6 +114,8 @@ class Head(nn.Module):
             for module in self.layers.modules():
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()
+        if prior is not None:
+            start_rare(self.layers.conv_seg, prior)
         self.layers.num_classes = self.layers.out_channels = num_classes
 
     def forward(self, encoder: Tensor) -> tuple[Tensor, Tensor]:

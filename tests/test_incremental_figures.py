@@ -69,10 +69,10 @@ def test_old_and_new_shows_what_was_measured_and_what_is_printed():
 def test_differences_are_paired_by_seed_beside_the_papers():
     figure, rows = figures.differences(TWO, COLUMNS)
     assert [(r["what"], r["seed"], r["difference"], r["paper"]) for r in rows[2:4]] == [
-        ("S: S 3", "0", 10.0, 10.0), ("S: S 3", "1", 9.0, 10.0),
+        ("S 3", "0", 10.0, 10.0), ("S 3", "1", 9.0, 10.0),
     ]  # fmt: skip
     assert not any("forgetting" in r["what"] for r in rows) and len(rows) == 6
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["S: S 1-2", "S: S 3", "S: S all"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["S 1-2", "S 3", "S all"]
     lonely = small({"FMWISS": {"new": [3, 4]}, "WILSON": {"new": [1]}})
     assert [(r["seed"], r["difference"]) for r in figures.differences(lonely, COLUMNS)[1]] == [("0", 2.0)]
 

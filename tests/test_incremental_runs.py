@@ -81,6 +81,26 @@ def test_base_models_are_shared_by_family_and_go_on_where_they_were(tmp_path, ba
         base_of(made | {"base": made["base"] | {"family": "bce"}}, data)
 
 
+def test_classes_begin_rare_where_the_run_says_so(bases):
+    from fmseg.incremental_base import fresh, path_of
+
+    rare = {m: config(m) | {"prior": 0.01} for m in ("joint", "mib", "lwf-mc", "wilson", "fmwiss")}
+    for method, made in rare.items():
+        bias = fresh(made, 11).model.decode_head.conv_seg.bias
+        start = bias.softmax(0) if method in ("joint", "mib") else bias.sigmoid()
+        assert torch.allclose(start, torch.tensor([0.9, *[0.01] * 10])), method
+    assert path_of(rare["wilson"], bases) != path_of(config("wilson"), bases), "another base model"
+    for method, starts_rare in (("mib", False), ("lwf-mc", True), ("wilson", True), ("fmwiss", True)):
+        made, data = rare[method], load(rare[method])
+        old, _ = base_of(made, data, bases / "bases")
+        step, *_ = incremental_runs.prepared(made, data, old)
+        news = step.student.model.decode_head.conv_seg.bias[11:]
+        assert bool(torch.allclose(news.sigmoid(), torch.tensor(0.01))) == starts_rare, method
+    assert torch.allclose(step.teacher.layers.conv_seg.bias[1:].sigmoid(), torch.tensor(0.01))
+    result = run(rare["fmwiss"], checkpoint=bases / "rare.pt")["result"]
+    assert result["weights"] != run(config(), checkpoint=bases / "common.pt")["result"]["weights"]
+
+
 @pytest.mark.parametrize("method", ["fmwiss", "wilson", "ss", "plop"])
 def test_killed_and_resumed_ends_with_the_same_bits(method, tmp_path, bases):
     made = config(method)
