@@ -200,7 +200,7 @@ def _quality(step: fmwiss.FmwissStep, data: Data, config: dict[str, Any]) -> dic
     source, asked = data.weak_source(), step.experts
     if asked.options.get("use", "union") != "union":
         vit = asked.vit or load_vit(zoo.folder(config["options"].get("vit", "mim")))
-        asked = replace(asked, vit=vit, options={**asked.options, "use": "union"})
+        asked = replace(asked, vit=vit, options={**asked.options, "use": "union"}, looks={})
     found = mask_quality.stages(
         step, asked, source.images, source.tags, data.new_truth(), config["seed"] + _QUALITY
     )  # fmt: skip

@@ -164,6 +164,30 @@ def test_experts_answer_on_the_finer_grid_and_only_for_what_is_present():
     assert torch.equal(alone.mask, found.clip) and alone.guided is None
 
 
+def test_experts_remember_pictures_and_their_answers_do_not_depend_on_the_company(monkeypatch):
+    experts, present = of_zoo(NAMES, OLD, keep=0.1, seeds=3), torch.ones(2, 2, dtype=torch.bool)
+    first = experts.co_segment(PICTURES, present, torch.Generator().manual_seed(1))
+    assert len(experts.looks) == 2
+    alone = of_zoo(NAMES, OLD, keep=0.1, seeds=3).co_segment(
+        PICTURES[1:], present[1:], torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(alone.clip, first.clip[1:])
+    fresh = replace(experts, looks=None).co_segment(PICTURES, present, torch.Generator().manual_seed(1))
+    assert torch.equal(fresh.seeds, first.seeds) and torch.allclose(fresh.attention, first.attention, atol=1e-6)
+    assert (fresh.mask != first.mask).float().mean() < 0.01, "rounding alone"
+    with monkeypatch.context() as patch:
+        patch.setattr("fmseg.experts.dense_features", lambda *given: pytest.fail("these pictures were seen before"))
+        again = experts.co_segment(PICTURES.flip(0), present, torch.Generator().manual_seed(1))
+        assert torch.equal(again.clip, first.clip.flip(0))
+        other = experts.co_segment(PICTURES, present, torch.Generator().manual_seed(2))
+        assert not torch.equal(other.seeds, first.seeds), "seeds are drawn anew"
+    experts.co_segment(PICTURES.flip(3), present, torch.Generator().manual_seed(1))
+    assert len(experts.looks) == 4, "a mirrored picture is another one"
+    monkeypatch.setattr("fmseg.experts.MOST", 4)
+    experts.co_segment(PICTURES.flip(2), present, torch.Generator().manual_seed(1))
+    assert len(experts.looks) == 4, "no more than fit"
+
+
 def test_floats_and_bytes_are_the_same_pictures_and_another_grid_is_reached():
     experts, present = of_zoo(NAMES, OLD, use="clip"), torch.ones(2, 2, dtype=torch.bool)
     draw = torch.Generator().manual_seed(1)
