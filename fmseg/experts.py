@@ -72,7 +72,7 @@ class Experts:
         return self.to(images.device)._co_segment(images, present, generator)
 
     def _co_segment(self, images: Tensor, present: Tensor, generator: torch.Generator) -> CoSegmentation:
-        if self.looks is None:
+        if self.looks is None or not len(images):
             seen, rivals, attention = self._look(images)
         else:
             answers = zip(*map(self._remembered, images), strict=True)

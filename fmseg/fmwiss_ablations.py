@@ -63,6 +63,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("teacher with BCE alone", {"dcl_weight": 0.0}),
         *_varied("contrastive weight", "dcl_weight", (0.01, 1.0)),
         Variant("teacher of three convolutions", {"head": "localizer"}),
+        Variant("teacher begins as the old head", {"teacher_start": "old"}),
         Variant("teacher does not reach the encoder", {"teacher_gradient": False}),
         Variant("encoder held as WILSON's", {"encoder_weight": 1.0}),
         Variant("encoder rests in the warm-up", {"freeze_encoder": True}),

@@ -95,27 +95,33 @@ def begin_rare(segmenter: Segmenter, prior: float, *, softmax: bool) -> None:
 
 
 class Head(nn.Module):
-    """A head like a segmenter's own, with fresh weights: FMWISS's plug-in teacher is one (figure 2: ASPP).
+    """A head like a segmenter's own, beside it: FMWISS's plug-in teacher is one (figure 2: ASPP).
 
     Args:
         segmenter: whose head is copied in form.
-        num_classes: of the new one.
+        num_classes: of the new one; at least the segmenter's with ``copied``.
         seed: of its weights.
-        prior: every class but background begins with this probability; None: as a fresh convolution does.
+        prior: every fresh class but background begins with this probability; None: as a fresh convolution does.
+        copied: begin with the segmenter's weights, and fresh ones for what it does not know; False: all are fresh.
     """
 
-    def __init__(self, segmenter: Segmenter, num_classes: int, *, seed: int, prior: float | None = None):
+    def __init__(
+        self, segmenter: Segmenter, num_classes: int, *, seed: int, prior: float | None = None, copied: bool = False
+    ):  # fmt: skip
         super().__init__()
         self.layers = copy.deepcopy(_head(segmenter))
-        old = self.layers.conv_seg
+        old, known = self.layers.conv_seg, segmenter.num_classes if copied else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.layers.conv_seg = nn.Conv2d(old.in_channels, num_classes, 1)
-            for module in self.layers.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            if not copied:
+                self.layers.conv_seg = nn.Conv2d(old.in_channels, num_classes, 1)
+                for module in self.layers.modules():
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
+            elif num_classes > known:
+                self.layers.conv_seg = grown(old, num_classes - known)
         if prior is not None:
-            start_rare(self.layers.conv_seg, prior)
+            start_rare(self.layers.conv_seg, prior, known=known)
         self.layers.num_classes = self.layers.out_channels = num_classes
 
     def forward(self, encoder: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,10 @@ def test_new_classes_can_begin_rare_and_nothing_else_changes(segmenter, images):
     assert torch.allclose(teacher, torch.tensor([0.92, *[0.01] * 8]))
     with pytest.raises(ValueError, match="`balanced` and `prior` exclude each other"):
         grow(segmenter, 3, seed=1, balanced=True, prior=0.01)
+    copied = Head(segmenter, 9, seed=4, prior=0.01, copied=True)
+    scores, embedding = copied(read(segmenter, images).encoder)
+    assert torch.equal(scores[:, :5], read(segmenter, images).grid) and scores[:, 5:].sigmoid().mean() < 0.05
+    assert torch.equal(embedding, read(segmenter, images).embedding)
     fresh = build("deeplabv3", num_classes=5, seed=3).eval()
     begin_rare(fresh, 0.01, softmax=True)
     start = read(fresh, images).grid.softmax(1).mean((0, 2, 3))
