@@ -74,7 +74,8 @@ def run(
     Returns:
         As :func:`fmseg.supervised.run`; ``iou`` by logit of the protocol. ``result`` also has ``base_iou`` (the base
         model's), ``seen`` (pictures of base and step), for COCO-to-VOC ``other_iou`` (on the step's own validation
-        set), for FMWISS ``memory`` (instances a class) and ``masks`` ({stage: precision, recall, iou}).
+        set), for FMWISS ``memory`` (instances a class), and for all that mark the new classes themselves ``masks``
+        ({stage or method: precision, recall, iou}).
 
     Raises:
         ValueError: an unknown or missing key, name or value, or another zoo than the configuration's.
@@ -102,6 +103,9 @@ def run(
     done = _learn(step, source, config, data, **train_options, on_step=on_step)
     if isinstance(step, fmwiss.FmwissStep):
         more["masks"] = _quality(step, data, config)
+    if isinstance(step, WilsonStep):
+        weak = data.weak_source()
+        more["masks"] = {method: mask_quality.of_localizer(step, weak.images, weak.tags, data.new_truth()).means()}
     more |= {"base_iou": plain(before.iou), "seen": [len(data.base), len(data.step)]}
     for left in _leftovers(place):
         left.unlink(missing_ok=True)

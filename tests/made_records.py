@@ -30,7 +30,7 @@ def made_up(config, number=0):
     share = {"precision": 0.5, "recall": 0.4, "iou": 0.3}
     if config["method"] == "fmwiss":
         result["masks"] = {k: share for k in ("clip", "seeds", "union", "teacher", "student", "grid")}
-    if config["method"] in ("cam", "ss"):
+    if config["method"] in ("cam", "ss", "wilson"):
         result["masks"] = {config["method"]: share}
     return {"key": run_key(config), "config": config, "code": {}, "claims": {}, "result": result, "curve": [],
             "seconds": 1.0 + number, "machine": {}, "versions": {}, "finished": "2026-11-22T00:00:00Z"}  # fmt: skip

@@ -52,6 +52,8 @@ def test_every_method_runs_and_its_result_is_plain(method, bases):
     assert made["model"].num_classes == 21 and made["curve"][-1][0] == 3
     if method != "joint":
         assert len(result["base_iou"]) == 11 and len(result["seen"]) == 2
+    if method in ("cam", "ss", "wilson"):
+        assert set(result["masks"]) == {method} and set(result["masks"][method]) == {"precision", "recall", "iou"}
     if method == "fmwiss":
         assert set(result["masks"]) == {"clip", "seeds", "union", "teacher", "student", "grid"}
         assert len(result["memory"]) == 10 and max(result["memory"]) <= 5
