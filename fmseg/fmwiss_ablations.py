@@ -87,9 +87,9 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         *_varied("beta", "beta", (0.5, 0.7, 1.0)),
         *_varied("tau", "temperature", (0.05, 0.3)),
         Variant("background not bounded for the teacher", {"bkg_min": False}),
-        Variant("background bounded for the student too", {"student_bkg_min": True}),
-        Variant("student's loss summed over classes", {"reduction": "sum"}),
-        Variant("both losses summed over classes", {"reduction": "sum", "teacher_reduction": "sum"}),
+        Variant("background not bounded for the student", {"student_bkg_min": False}),
+        Variant("student's loss averaged over classes", {"reduction": "mean"}),
+        Variant("both losses averaged over classes", {"reduction": "mean", "teacher_reduction": "mean"}),
         Variant("classes begin at one half", rare=False),
     ),
 }
@@ -111,8 +111,11 @@ NOTES = {
     "fmwiss-ab-teacher": "From `teacher of three convolutions` on: open choices 8 and 9.",
     "fmwiss-ab-memory": "Standard: 50 instances a class, which short base steps do not fill.",
     "fmwiss-ab-data": "Base models of other orders are their own. FMWISS and WILSON of a row share pictures and base.",
-    "fmwiss-ab-weights": "Standard: alpha 0.5, beta 0.9, tau 0.1. Then open choices 11 and 12. Last: no prior in "
-    "the classifiers' biases, from a base model of its own.",
+    "fmwiss-ab-weights": (
+        "Standard: alpha 0.5, beta 0.9, tau 0.1. Then open choices 11 and 12: eqs 10 and 11, as recalled, do not bound "
+        "the student's background and average over classes. Last: no prior in the classifiers' biases, from a base "
+        "model of its own."
+    ),
 }
 
 

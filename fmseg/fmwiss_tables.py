@@ -112,6 +112,8 @@ def _note(id: str, settings: Settings) -> str:
             f"Its co-segmentation keeps the {100 * keep:g} % of places with the highest attention; what K = 70 means "
             "in the paper is open. "
         )
+    if settings.get("incremental.fmwiss").get("student_bkg_min"):
+        text += "Its student's background is bounded by the new classes, as WILSON's is; eq 10, as recalled, is not. "
     if id == "fmwiss-t3":
         text += "Joint, LwF-MC and SDR are not in the paper's table. "
     if on_real_data(settings):
