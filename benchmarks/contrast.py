@@ -3,9 +3,9 @@
     python benchmarks/contrast.py [rounds]
 
 24 maps of 256 channels on a 32x32 grid, 21 classes, 10 points a class. All in turns within one run on one thread and on
-the same points, so that a busy machine slows all alike; `dense_contrast` is timed with its draw of the points, the
-others without. Peak memory: that of a process of its own beyond the maps, the gradient of the maps included. Targets:
-at least 10 times as fast as loops, at most 1.2 times the vectorised form's time, at most 100 MB.
+the same points, in processor time, which other processes do not add to; `dense_contrast` is timed with its draw of the
+points, the others without. Peak memory: that of a process of its own beyond the maps, the gradient of the maps
+included. Targets: at least 10 times as fast as loops, at most 1.2 times the vectorised form's time, at most 100 MB.
 """
 
 import statistics
@@ -88,13 +88,13 @@ FORMS = {
 
 
 def seconds(function, leaf: torch.Tensor, results: list) -> float:
-    """Time of one forward and backward; notes its value."""
+    """Processor time of one forward and backward; notes its value."""
     leaf.grad = None
-    start = time.perf_counter()
+    start = time.process_time()
     loss = function()
     loss.backward()
     results.append(loss.item())
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def peak(name: str) -> float:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def in_turns(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each job in each of ``rounds``, one after the other, so that a busy machine slows all alike; a first
-    round that warms up does not count."""
+    """Processor seconds of each job in each of ``rounds``, one after the other; a first round that warms up does not
+    count. Time in which other processes had the core is left out, so that a busy machine is no slower one."""
     times = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             job()
-            times[name] += [time.perf_counter() - start] if turn else []
+            times[name] += [time.process_time() - start] if turn else []
     return times
 
 

@@ -4,6 +4,7 @@ The bridge between a training step and :mod:`fmseg.coseg`: pictures in 0..255 an
 one grid come out. Nothing here learns. FMWISS section 3.1; ask *before* anything is pasted into the pictures.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,8 @@ from fmseg.dense_clip import dense_features, dilated, scores
 from fmseg.vits import Vit, load_vit
 from fmseg.words import STUFF
 
+MOST = 1500  # pictures of which an expert's answers are kept, at 0.3 MB each in the mini world
+
 
 @dataclass(frozen=True, eq=False)
 class Experts:
@@ -30,6 +33,9 @@ class Experts:
             classes, or None. mean, std: of CLIP's pictures.
         vit: the self-supervised transformer, None where CLIP is asked alone.
         options: of :func:`fmseg.coseg.co_segment`.
+        looks: what the models said of pictures that they have seen, for short trainings that show the same ones again
+            and again; they are then looked at one by one, so that an answer does not depend on a picture's company.
+            None: each batch is looked at as it comes. Seeds are drawn anew in any case.
     """
 
     tower: nn.Module
@@ -39,6 +45,7 @@ class Experts:
     rivals: Tensor | None = None
     vit: Vit | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    looks: dict[tuple, tuple[Tensor | None, ...]] | None = None
 
     def to(self, device: torch.device) -> "Experts":
         """These experts on a device; themselves where they are there. The models are moved, not copied."""
@@ -48,7 +55,7 @@ class Experts:
         if self.vit is not None:
             self.vit.model.to(device)
         rivals = None if self.rivals is None else self.rivals.to(device)
-        return replace(self, text=self.text.to(device), rivals=rivals)
+        return replace(self, text=self.text.to(device), rivals=rivals, looks=None if self.looks is None else {})
 
     @torch.no_grad()
     def co_segment(self, images: Tensor, present: Tensor, generator: torch.Generator) -> CoSegmentation:
@@ -65,17 +72,40 @@ class Experts:
         return self.to(images.device)._co_segment(images, present, generator)
 
     def _co_segment(self, images: Tensor, present: Tensor, generator: torch.Generator) -> CoSegmentation:
-        features = dense_features(self.tower, normalised(images, self.mean, self.std))
-        rivals = None if self.rivals is None else scores(features, self.rivals)
-        options, seen = {"background": rivals, **self.options}, scores(features, self.text)
-        if self.vit is None or options.get("use") == "clip":
+        if self.looks is None or not len(images):
+            seen, rivals, attention = self._look(images)
+        else:
+            answers = zip(*map(self._remembered, images), strict=True)
+            seen, rivals, attention = (None if part[0] is None else torch.cat(part) for part in answers)
+        options = {"background": rivals, **self.options}
+        if attention is None:
             return co_segment(seen, present, **options | {"use": "clip"})
-        attention = last_attention(self.vit.model, normalised(images, self.vit.mean, self.vit.std))
         patch = self.vit.model.patch_embed.patch_size
         where = (images.shape[2] // patch[0], images.shape[3] // patch[1])
         if where != tuple(seen.shape[2:]):
             options = {"attention_grid": where, "grid": "scores", **options}
         return co_segment(seen, present, attention, generator, **options)
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """CLIP's scores of the classes and of the rivals, and the transformer's attention where it is asked."""
+        features = dense_features(self.tower, normalised(images, self.mean, self.std))
+        rivals = None if self.rivals is None else scores(features, self.rivals)
+        attention = None
+        if self.vit is not None and self.options.get("use") != "clip":
+            attention = last_attention(self.vit.model, normalised(images, self.vit.mean, self.vit.std))
+        return scores(features, self.text), rivals, attention
+
+    def _remembered(self, image: Tensor) -> tuple[Tensor | None, ...]:
+        """The same of one picture, from what was said before if it was seen before; the mean of the heads suffices."""
+        whole = image.detach().cpu().contiguous()
+        key = hashlib.blake2b(whole.numpy().tobytes()).digest(), tuple(whole.shape), whole.dtype
+        if key in self.looks:
+            return self.looks[key]
+        seen, rivals, attention = self._look(image[None])
+        answer = seen, rivals, None if attention is None else attention.mean(1, keepdim=True)
+        if len(self.looks) < MOST:
+            self.looks[key] = answer
+        return answer
 
     def masks(
         self, images: Tensor, present: Tensor, grid: tuple[int, int], generator: torch.Generator
@@ -101,6 +131,7 @@ def gather(
     rivals: Sequence[str] = (),
     finer: int = 1,
     templates: Sequence[str] = TEMPLATES,
+    remember: bool = False,
     **options: Any,
 ) -> Experts:
     """Experts for the classes of a step.
@@ -111,19 +142,21 @@ def gather(
         rivals: names of what is none of them (grounds, classes of earlier steps), which compete for pixels.
         finer: how much finer than CLIP's own grid a convolutional tower is read (:func:`fmseg.dense_clip.dilated`).
         templates: prompts.
+        remember: keep what they say of pictures, see :class:`Experts`.
         options: of :func:`fmseg.coseg.co_segment`.
     """
     tower = getattr(clip.model, "visual", clip.model)
     tower = dilated(tower, finer) if finer > 1 else tower
     others = text_embeddings(clip, rivals, templates) if rivals else None
-    return Experts(tower, text_embeddings(clip, names, templates), clip.mean, clip.std, others, vit, options)
+    text, looks = text_embeddings(clip, names, templates), {} if remember else None
+    return Experts(tower, text, clip.mean, clip.std, others, vit, options, looks)
 
 
 def of_zoo(
     names: Sequence[str], old_names: Sequence[str], *, vit: str = "mim", grounds: bool = True, old_rivals: bool = False,
     clip: Clip | None = None, **options: Any,
 ) -> Experts:  # fmt: skip
-    """The zoo's CLIP on its finer grid, and one of its self-supervised transformers.
+    """The zoo's CLIP on its finer grid, and one of its self-supervised transformers; they remember pictures.
 
     Args:
         names, old_names: the step's classes, and those of earlier steps.
@@ -139,4 +172,4 @@ def of_zoo(
     rivals = (*(STUFF if grounds else ()), *(old_names if old_rivals else ()))
     found = load_clip(zoo.folder("clip")) if clip is None else clip
     watcher = None if options.get("use") == "clip" else load_vit(zoo.folder(vit))
-    return gather(found, watcher, names, rivals=rivals, finer=2, **options)
+    return gather(found, watcher, names, rivals=rivals, finer=2, remember=True, **options)

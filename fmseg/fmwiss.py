@@ -19,13 +19,23 @@ from torch import Tensor, nn
 from fmseg.contrast import POINTS, TEMPERATURE, dense_contrast
 from fmseg.distill import encoder_distillation
 from fmseg.experts import Experts
-from fmseg.incremental import ALPHA, BETA, DCL_WEIGHT, binary_loss, dense_labels, old_targets, student_targets
+from fmseg.incremental import (
+    ALPHA,
+    BETA,
+    DCL_WEIGHT,
+    binary_loss,
+    dense_labels,
+    old_targets,
+    start_rare,
+    student_targets,
+)
 from fmseg.localizer import Localizer
 from fmseg.memory import Memory, erase, on_grid, paste
 from fmseg.segmenters import Segmenter
 from fmseg.step_models import Head, Reading, Step, Warm, generator_of_step, localizer_of, read
 
 HEADS = ("aspp", "localizer")
+STARTS = ("fresh", "old")
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Options:
         temperature, points: tau > 0, and points a class, of the dense contrastive loss.
         teacher: False: the student learns from the masks directly.
         head: the teacher's form [8]: "aspp" (the paper's), or "localizer", WILSON's three convolutions.
+        teacher_start: the weights that an "aspp" teacher begins with [8]: "fresh", as WILSON's localizer has, or "old":
+            those of the old model's head.
         teacher_gradient: whether the teacher's losses reach the encoder [9].
         encoder_weight: of WILSON's encoder distillation, >= 0 [9].
         warmup: share of the steps in which only the teacher learns, in [0, 1); the paper: 5 of 40 epochs.
@@ -59,6 +71,7 @@ class Options:
     points: int = POINTS
     teacher: bool = True
     head: str = "aspp"
+    teacher_start: str = "fresh"
     teacher_gradient: bool = True
     encoder_weight: float = 0.0
     warmup: float = 0.125
@@ -79,9 +92,11 @@ class Options:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"`warmup` must be in [0, 1), a share of the steps; got {self.warmup}")
         known = {"head": HEADS, "reduction": ("mean", "sum"), "teacher_reduction": ("mean", "sum")}
-        for name, allowed in (known | {"hard_over": ("all", "new")}).items():
+        for name, allowed in (known | {"hard_over": ("all", "new"), "teacher_start": STARTS}).items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
+        if self.teacher_start == "old" and self.head != "aspp":
+            raise ValueError(f"`teacher_start` 'old' needs the head 'aspp', which the old model has; got {self.head!r}")
 
 
 class FmwissStep(Warm, Step):
@@ -94,11 +109,12 @@ class FmwissStep(Warm, Step):
         options: see :class:`Options`.
         seed: of the teacher's weights.
         paste_probability: of pasting into an image, in [0, 1].
+        prior: the teacher's classes begin with this probability; None: as torch begins a convolution.
     """
 
     def __init__(
         self, student: Segmenter, old: Segmenter, experts: Experts, memory: Memory | None, options: Options, *,
-        seed: int, paste_probability: float = 1.0,
+        seed: int, paste_probability: float = 1.0, prior: float | None = None,
     ):  # fmt: skip
         super().__init__(student, old)
         new = self.num_classes - self.old_classes
@@ -106,7 +122,7 @@ class FmwissStep(Warm, Step):
             raise ValueError(f"`experts` must know the {new} new classes; they know {len(experts.text)}")
         self.experts, self.memory, self.options = experts, memory, options
         self.warmup, self.paste_probability = options.warmup, paste_probability
-        self.teacher = _teacher(student, self.num_classes, options.head, seed) if options.teacher else None
+        self.teacher = _teacher(self.old, self.num_classes, options, seed, prior) if options.teacher else None
 
     def loss(self, images: Tensor, labels: Tensor, tags: Tensor) -> Tensor:
         """The sum of :meth:`losses`.
@@ -198,7 +214,11 @@ class FmwissStep(Warm, Step):
         return self._known_grid[1]
 
 
-def _teacher(student: Segmenter, classes: int, head: str, seed: int) -> nn.Module:
-    if head == "aspp":
-        return Head(student, classes, seed=seed)
-    return localizer_of(student, classes, seed=seed)
+def _teacher(old: Segmenter, classes: int, options: Options, seed: int, prior: float | None) -> nn.Module:
+    if options.head == "aspp":
+        made = Head(old, classes, seed=seed, prior=prior, copied=options.teacher_start == "old")
+        return made.requires_grad_(True)  # the old model's own weights rest
+    made = localizer_of(old, classes, seed=seed)
+    if prior is not None:
+        start_rare(made.layers[-1], prior)
+    return made

@@ -9,6 +9,7 @@ from typing import Any
 
 from fmseg import incremental_tables
 from fmseg.experiment import Experiment, on_real_data, provenance
+from fmseg.fmwiss import Options
 from fmseg.incremental_configs import ABLATED, ablation_seeds, run_config
 from fmseg.incremental_tables import Entry, by_place, cells_of
 from fmseg.settings import Settings
@@ -21,13 +22,15 @@ COLUMNS = {"old": "old", "new": "new", "all": "all", "forgetting": "forgetting"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A row: what is changed in which method's options (None takes an option away), and on which pictures."""
+    """A row: what is changed in which method's options (None takes an option away), on which pictures; whether classes
+    begin rare (:func:`fmseg.incremental_configs.run_config`)."""
 
     label: str
     changes: dict[str, Any] = field(default_factory=dict)
     method: str = "fmwiss"
     share: float = 1.0
     order: int = 0
+    rare: bool = True
 
 
 def _varied(words: str, option: str, values: tuple, **changes: Any) -> tuple[Variant, ...]:
@@ -60,6 +63,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("teacher with BCE alone", {"dcl_weight": 0.0}),
         *_varied("contrastive weight", "dcl_weight", (0.01, 1.0)),
         Variant("teacher of three convolutions", {"head": "localizer"}),
+        Variant("teacher begins as the old head", {"teacher_start": "old"}),
         Variant("teacher does not reach the encoder", {"teacher_gradient": False}),
         Variant("encoder held as WILSON's", {"encoder_weight": 1.0}),
         Variant("encoder rests in the warm-up", {"freeze_encoder": True}),
@@ -83,9 +87,10 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         *_varied("beta", "beta", (0.5, 0.7, 1.0)),
         *_varied("tau", "temperature", (0.05, 0.3)),
         Variant("background not bounded for the teacher", {"bkg_min": False}),
-        Variant("background bounded for the student too", {"student_bkg_min": True}),
-        Variant("student's loss summed over classes", {"reduction": "sum"}),
-        Variant("both losses summed over classes", {"reduction": "sum", "teacher_reduction": "sum"}),
+        Variant("background not bounded for the student", {"student_bkg_min": False}),
+        Variant("student's loss averaged over classes", {"reduction": "mean"}),
+        Variant("both losses averaged over classes", {"reduction": "mean", "teacher_reduction": "mean"}),
+        Variant("classes begin at one half", rare=False),
     ),
 }
 TITLES = {
@@ -106,14 +111,19 @@ NOTES = {
     "fmwiss-ab-teacher": "From `teacher of three convolutions` on: open choices 8 and 9.",
     "fmwiss-ab-memory": "Standard: 50 instances a class, which short base steps do not fill.",
     "fmwiss-ab-data": "Base models of other orders are their own. FMWISS and WILSON of a row share pictures and base.",
-    "fmwiss-ab-weights": "Standard: alpha 0.5, beta 0.9, tau 0.1. The last four rows: open choices 11 and 12.",
+    "fmwiss-ab-weights": (
+        "Standard: alpha 0.5, beta 0.9, tau 0.1. Then open choices 11 and 12: eqs 10 and 11, as recalled, do not bound "
+        "the student's background and average over classes. Last: no prior in the classifiers' biases, from a base "
+        "model of its own."
+    ),
 }
 
 
 def config_of(settings: Settings, variant: Variant, seed: int) -> dict[str, Any]:
     """The run of a row at a seed."""
     return run_config(
-        settings, variant.method, seed, ABLATED, share=variant.share, order=variant.order, **variant.changes
+        settings, variant.method, seed, ABLATED, share=variant.share, order=variant.order, rare=variant.rare,
+        **variant.changes,
     )  # fmt: skip
 
 
@@ -122,6 +132,33 @@ def entries(id: str, settings: Settings) -> list[Entry]:
     return [
         Entry(v.label, ABLATED, config_of(settings, v, seed)) for v in ROWS[id] for seed in ablation_seeds(settings)
     ]
+
+
+def swept(id: str, option: str, usual: float) -> dict[float, str]:
+    """{value: row} of the rows of a table in which this option alone is changed, and of the standard one."""
+    there = {v.changes[option]: v.label for v in ROWS[id] if set(v.changes) == {option}}
+    return {usual: STANDARD} | {value: label for value, label in there.items() if value is not None}
+
+
+def usual(settings: Settings, option: str) -> float:
+    """An option's value in the standard row; on real data as anywhere else."""
+    given = settings.get("incremental.fmwiss")
+    return given[option] if option in given else getattr(Options(), option)
+
+
+def others(id: str, *options: str) -> list[str]:
+    """The rows of a table that are neither standard nor swept by one of these options."""
+    taken = {label for option in options for label in swept(id, option, 0).values()}
+    return [v.label for v in ROWS[id] if v.label != STANDARD and v.label not in taken]
+
+
+def shares() -> dict[float, dict[str, str]]:
+    """{share of the step's pictures: {"FMWISS": row, "WILSON": row}} of the table of data efficiency."""
+    found: dict[float, dict[str, str]] = {}
+    for v in ROWS["fmwiss-ab-data"]:
+        if not v.order:
+            found.setdefault(v.share, {})["WILSON" if v.method == "wilson" else STANDARD] = v.label
+    return found
 
 
 def build(id: str, settings: Settings, records: list[dict | None]) -> dict:

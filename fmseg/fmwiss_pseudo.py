@@ -25,7 +25,7 @@ STAGES = {  # row -> stage of the standard run's masks, and the variant whose st
     "student": ("student", None),
     "truth on the grid": ("grid", None),
 }
-OTHERS = {"CAM": "cam", "SS": "ss"}  # their masks, and their students
+OTHERS = {"CAM": "cam", "SS": "ss", "WILSON": "wilson"}  # their masks, and their students
 COLUMNS = ("precision", "recall", "IoU", "student on new classes")
 
 
@@ -62,7 +62,8 @@ def build(settings: Settings, records: list[dict | None]) -> dict:
             "Precision, recall and IoU: means over the new classes, of masks on the step's training pictures against "
             "every pixel's truth; masks on the grid cover whole cells. Teacher and student: best channel, classes that "
             "the image label lacks left out. Last column: validation mIoU of new classes of a student that learned "
-            "from the masks of the row directly, or from FMWISS's teacher. CAM and SS make their masks offline."
+            "from the masks of the row directly, or from FMWISS's teacher. CAM and SS make their masks offline; "
+            "WILSON's are its localizer's at the end."
         ),
         provenance=provenance(EXPERIMENT, settings, records),
     )  # fmt: skip

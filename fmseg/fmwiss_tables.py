@@ -106,6 +106,14 @@ def _note(id: str, settings: Settings) -> str:
         "Rows of pixel labels: Joint to RECALL; of image labels: CAM to FMWISS. FMWISS keeps cut-outs of old objects "
         "with their masks, the other rows of image labels keep none. "
     )
+    keep = settings.get("incremental.fmwiss").get("keep")
+    if keep is not None:
+        text += (
+            f"Its co-segmentation keeps the {100 * keep:g} % of places with the highest attention; what K = 70 means "
+            "in the paper is open. "
+        )
+    if settings.get("incremental.fmwiss").get("student_bkg_min"):
+        text += "Its student's background is bounded by the new classes, as WILSON's is; eq 10, as recalled, is not. "
     if id == "fmwiss-t3":
         text += "Joint, LwF-MC and SDR are not in the paper's table. "
     if on_real_data(settings):
@@ -115,10 +123,22 @@ def _note(id: str, settings: Settings) -> str:
         )
     seen = settings.get("incremental.exposures")
     drawn = ", ".join(f"{n} `{d}`" for d, n in settings.get("incremental.images").items())
-    return text + (
+    text += (
         f"Mini world, DeepLabV3 at mini size; {seen['base']} pictures seen in the base step, {seen['step']} in the "
         f"step, out of {drawn} pictures of which each step keeps those it may see. A seed fixes pictures, base model, "
         "weights and order; base models are shared by all methods of a loss (softmax or sigmoid)."
+    )
+    return text + _start(settings)
+
+
+def _start(settings: Settings) -> str:
+    """How classes begin, where that is not as the official codes have it."""
+    prior = settings.get("incremental").get("prior")
+    if prior is None:
+        return ""
+    return (
+        f" Before any training each class has a probability of {prior:g} and background the rest: in base models, "
+        "joint training and, where outputs are sigmoid, the step. The official codes begin with all alike."
     )
 
 

@@ -217,6 +217,43 @@ def grown(classifier: nn.Conv2d, added: int) -> nn.Conv2d:
     return new
 
 
+def start_rare(classifier: nn.Conv2d, prior: float, *, known: int = 0, softmax: bool = False) -> None:
+    r"""Set a classifier's biases, in place, so that before anything is learned its classes are rare.
+
+    .. math:: b_c = \log\frac{\pi}{1-\pi}, \; b_0 = \log\frac{1-s}{s} \;\; \text{(sigmoid)}; \qquad
+              b_c = \log \pi, \; b_0 = \log (1-s) \;\; \text{(softmax)}; \qquad s = (C-1)\,\pi
+
+    A thing covers about a tenth of some pictures and nothing of the others. From biases of 0 a short training first
+    teaches all weights to say no, and has then to undo it for each class; with the prior there from the start it is
+    free to tell classes apart.
+
+    Args:
+        classifier: 1x1 convolution with a bias; its weights stay.
+        prior: :math:`\pi` of every class but background, > 0, (C - 1) of them less than 1 together.
+        known: channels that were learned before stay as they are; 0: all begin, and background gets the rest.
+        softmax: whether the scores go through a softmax.
+
+    Raises:
+        ValueError: no bias, or a prior out of range.
+
+    Source: the focal loss's initialisation (Lin et al. 2017, section 4.1, there 0.01), for each class its own yes or
+    no. Differs from the official code: WILSON and its predecessors begin as torch begins a convolution.
+    """
+    if classifier.bias is None:
+        raise ValueError("`classifier` must have a bias, which holds the prior")
+    rest = 1 - (classifier.out_channels - 1) * prior
+    if not 0 < prior < 1 or not rest > 0:
+        raise ValueError(
+            f"`prior` must be > 0 and leave something to the background beside {classifier.out_channels - 1} classes; "
+            f"got {prior}"
+        )
+    values = torch.full_like(classifier.bias, prior)
+    values[0] = rest
+    values = values.log() if softmax else values.logit()
+    with torch.no_grad():
+        classifier.bias[known:] = values[known:]
+
+
 def _most(refined: Tensor, like: Tensor) -> Tensor:
     return refined.to(like.dtype).amax(1) if refined.shape[1] else torch.zeros_like(like[:, 0])
 

@@ -21,11 +21,12 @@ from fmseg.pixel_loss import resize_scores
 from fmseg.provenance import canonical_hash, closure
 from fmseg.records import lock
 from fmseg.segmenters import Segmenter, build
+from fmseg.step_models import begin_rare
 from fmseg.training import TrainConfig, TrainResult, train
 
 FAMILIES = ("softmax", "sigmoid")
 WEAK = ("cam", "ss", "wilson", "fmwiss")  # methods with image-level labels in the step
-DECIDES = ("protocol", "images", "validation", "size", "seed", "segmenter", "backbone", "base")  # keys of a run
+DECIDES = ("protocol", "images", "validation", "size", "seed", "segmenter", "backbone", "base", "prior")  # run's keys
 _PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -58,9 +59,10 @@ def path_of(
 
     Args:
         config: of the run. folder: of base models.
-        decides: keys of the configuration. module: what its imports reach is the code.
+        decides: keys of the configuration; one that it lacks does not count.
+        module: what its imports reach is the code.
     """
-    key = canonical_hash({name: config[name] for name in decides})
+    key = canonical_hash({name: config[name] for name in decides if name in config})
     code = canonical_hash(closure(module, _PROJECT))
     return Path(folder) / f"{key}-{code}.pt"
 
@@ -128,7 +130,20 @@ def _alone(path: Path) -> Iterator[None]:
 
 def fresh(config: dict[str, Any], num_classes: int) -> Segmenter:
     """The run's segmenter before any training: its backbone from the configuration, its head from the seed."""
-    return build(
+    model = build(
         config["segmenter"], num_classes=num_classes, image_size=config["size"], seed=config["seed"],
         backbone=config["backbone"],
     )  # fmt: skip
+    return started(model, config)
+
+
+def started(model: Segmenter, config: dict[str, Any]) -> Segmenter:
+    """The segmenter, its classes rare at first where the run has a ``prior``; joint training has softmax outputs."""
+    if config.get("prior") is not None:
+        begin_rare(model, config["prior"], softmax=not config["base"] or config["base"]["family"] == "softmax")
+    return model
+
+
+def prior_of_new(config: dict[str, Any]) -> float | None:
+    """With which probability a step's new classes begin, where outputs are a yes or no each; else None."""
+    return config.get("prior") if family(config["method"]) == "sigmoid" else None

@@ -38,8 +38,9 @@ def protocol_of(setting: str, real: bool = False) -> str:
 
 
 def run_config(
-    settings: Settings, method: str, seed: int, setting: str, *, share: float = 1.0, order: int = 0, **changes: Any
-) -> dict[str, Any]:
+    settings: Settings, method: str, seed: int, setting: str, *, share: float = 1.0, order: int = 0,
+    rare: bool = True, **changes: Any,
+) -> dict[str, Any]:  # fmt: skip
     """A run of :mod:`fmseg.incremental_runs`; of :mod:`fmseg.real_incremental` where the profile has ``data``.
 
     Args:
@@ -50,6 +51,7 @@ def run_config(
         setting: a key of :data:`SETTINGS`.
         share: of the step's pictures, in (0, 1].
         order: 0 the world's own order of classes, 1 to 3 further ones (VOC settings alone).
+        rare: classes begin as rare as ``incremental.prior`` says, if it does; False: as torch begins a convolution.
         changes: to the method's options in ``incremental.<method>``; a value of None takes the option away.
 
     Raises:
@@ -88,6 +90,8 @@ def run_config(
         "share": share,
         "options": options,
     }
+    if rare and values.get("prior") is not None:
+        config["prior"] = values["prior"]
     return config | ({"zoo": _asked(options)} if method == "fmwiss" else {})
 
 

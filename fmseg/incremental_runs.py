@@ -18,7 +18,7 @@ from torch import nn
 from fmseg import experts, fmwiss, mask_quality, own_clip, pixel_step, zoo
 from fmseg.cam import CamNet, HardStep, SsNet, hard_labels
 from fmseg.evaluation import evaluate, predict
-from fmseg.incremental_base import WEAK, base_model, fresh
+from fmseg.incremental_base import WEAK, base_model, fresh, prior_of_new
 from fmseg.incremental_data import BASE, STEP, Data, load
 from fmseg.memory import Memory
 from fmseg.segmenters import Segmenter
@@ -35,7 +35,7 @@ KEYS = (
     "method", "seed", "protocol", "images", "validation", "size", "segmenter", "backbone", "base", "train", "share",
     "options",
 )  # fmt: skip
-OPTIONAL = ("zoo",)
+OPTIONAL = ("zoo", "prior")
 _STUDENT, _HELPER, _QUALITY = 1_000_003, 2_000_003, 3_000_017  # offsets of a run's seed: one stream for each purpose
 
 # what `options` may hold: FMWISS's own, the memory's, and what its experts are asked
@@ -66,14 +66,16 @@ def run(
         config: ``method`` (:data:`METHODS`), ``seed``; ``protocol``, ``images``, ``validation``, ``size``, ``share``
             (:func:`fmseg.incremental_data.load`); ``segmenter`` and ``backbone`` (:func:`fmseg.segmenters.build`);
             ``base`` (None for joint) and ``train``: fields of :class:`fmseg.training.TrainConfig` but ``seed``, and for
-            ``base`` also ``family``; ``options`` (:data:`OPTIONS`); ``zoo``: {model: hash} that the experts must be.
+            ``base`` also ``family``; ``options`` (:data:`OPTIONS`). Optional: ``zoo``: {model: hash} that the experts
+            must be; ``prior``: how rare classes are at first (:func:`fmseg.incremental.start_rare`).
         checkpoint, checkpoint_every, progress, on_step: as in :func:`fmseg.training.train`, of the step. Base models
             are kept beside the checkpoint, in the folder ``bases``.
 
     Returns:
         As :func:`fmseg.supervised.run`; ``iou`` by logit of the protocol. ``result`` also has ``base_iou`` (the base
         model's), ``seen`` (pictures of base and step), for COCO-to-VOC ``other_iou`` (on the step's own validation
-        set), for FMWISS ``memory`` (instances a class) and ``masks`` ({stage: precision, recall, iou}).
+        set), for FMWISS ``memory`` (instances a class), and for all that mark the new classes themselves ``masks``
+        ({stage or method: precision, recall, iou}).
 
     Raises:
         ValueError: an unknown or missing key, name or value, or another zoo than the configuration's.
@@ -101,6 +103,9 @@ def run(
     done = _learn(step, source, config, data, **train_options, on_step=on_step)
     if isinstance(step, fmwiss.FmwissStep):
         more["masks"] = _quality(step, data, config)
+    if isinstance(step, WilsonStep):
+        weak = data.weak_source()
+        more["masks"] = {method: mask_quality.of_localizer(step, weak.images, weak.tags, data.new_truth()).means()}
     more |= {"base_iou": plain(before.iou), "seen": [len(data.base), len(data.step)]}
     for left in _leftovers(place):
         left.unlink(missing_ok=True)
@@ -126,7 +131,8 @@ def prepared(
     """
     method, options, seed = config["method"], dict(config["options"]), config["seed"]
     added = len(data.protocol.new(STEP))
-    student = grow(old, added, seed=seed + _STUDENT, balanced=method in pixel_step.BALANCED)
+    balanced, prior = method in pixel_step.BALANCED, prior_of_new(config)
+    student = grow(old, added, seed=seed + _STUDENT, balanced=balanced, prior=prior)
     if method in pixel_step.METHODS:
         source = data.pixel_source()
         return pixel_step.begun(method, student, old, source, data.base_source), source, {}
@@ -138,7 +144,7 @@ def prepared(
         kept = {k: v for k, v in options.items() if k in _OF_STEP}
         step = fmwiss.FmwissStep(
             student, old, experts_of(config, data, place, progress=progress), memory, fmwiss.Options(**kept),
-            seed=seed + _HELPER, paste_probability=options.get("paste", 1.0),
+            seed=seed + _HELPER, paste_probability=options.get("paste", 1.0), prior=prior,
         )  # fmt: skip
         counts = None if memory is None else [len(archive) for archive in memory.archives.values()]
         return step, source, {"memory": counts}
@@ -198,7 +204,7 @@ def _quality(step: fmwiss.FmwissStep, data: Data, config: dict[str, Any]) -> dic
     source, asked = data.weak_source(), step.experts
     if asked.options.get("use", "union") != "union":
         vit = asked.vit or load_vit(zoo.folder(config["options"].get("vit", "mim")))
-        asked = replace(asked, vit=vit, options={**asked.options, "use": "union"})
+        asked = replace(asked, vit=vit, options={**asked.options, "use": "union"}, looks={})
     found = mask_quality.stages(
         step, asked, source.images, source.tags, data.new_truth(), config["seed"] + _QUALITY
     )  # fmt: skip

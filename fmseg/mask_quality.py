@@ -14,7 +14,9 @@ from torch import Tensor
 
 from fmseg.experts import Experts
 from fmseg.fmwiss import FmwissStep
+from fmseg.localizer import present_only
 from fmseg.step_models import read
+from fmseg.wilson_step import WilsonStep
 
 MEASURES = ("precision", "recall", "iou")
 BATCH = 32
@@ -112,6 +114,31 @@ def stages(
             for name, cells in by_name.items():
                 whole = F.interpolate(cells.float(), true.shape[2:], mode="nearest") > 0.5
                 found[name].update(whole, true)
+    finally:
+        step.train(was)
+    return found
+
+
+@torch.no_grad()
+def of_localizer(step: WilsonStep, images: ndarray, tags: ndarray, truth: ndarray) -> MaskQuality:
+    """How right a trained step's localizer is: its best channel, classes that the image label lacks left out.
+
+    Args:
+        step: after training; evaluated in eval mode, its mode restored.
+        images, tags, truth: as of :func:`stages`.
+    """
+    ids, was = range(step.old_classes, step.num_classes), step.training
+    found = MaskQuality(len(ids))
+    step.eval()
+    try:
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            shown = torch.from_numpy(np.ascontiguousarray(images[part])).permute(0, 3, 1, 2).contiguous()
+            true = one_hot(torch.from_numpy(truth[part]), ids)
+            flags = F.pad(torch.from_numpy(tags[part]), (step.old_classes - 1, 0)).float()
+            guess = step.localizer.guess(read(step.student, shown).encoder).softmax(1)
+            cells = one_hot(present_only(guess, flags).argmax(1), ids)
+            found.update(F.interpolate(cells.float(), true.shape[2:], mode="nearest") > 0.5, true)
     finally:
         step.train(was)
     return found

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from fmseg import abn, distributed, fmwiss, paper_segmenters, pixel_step, real_experts, real_steps, segmenters
-from fmseg.incremental_base import base_model, family
+from fmseg.incremental_base import base_model, family, prior_of_new, started
 from fmseg.incremental_data import BASE, STEP
 from fmseg.inference import TestTime, evaluate_pictures
 from fmseg.memory import Memory
@@ -37,10 +37,10 @@ METHODS = (JOINT, *pixel_step.METHODS, "wilson", "fmwiss")
 KEYS = (
     "method", "seed", "protocol", "sets", "size", "crop", "pipeline", "test", "base", "train", "share", "options",
 )  # fmt: skip
-OPTIONAL = ("pretrained", "experts")
+OPTIONAL = ("pretrained", "experts", "prior")
 SIZES = ("mini", abn.SIZE, *paper_segmenters.FILES["deeplabv3"])
 # keys that a base model follows from
-DECIDES = ("protocol", "sets", "size", "crop", "pipeline", "test", "seed", "base")
+DECIDES = ("protocol", "sets", "size", "crop", "pipeline", "test", "seed", "base", "prior")
 _STUDENT, _HELPER = 1_000_003, 2_000_003  # offsets of a run's seed, as in the mini world
 
 _OF_STEP = tuple(fmwiss.Options.__dataclass_fields__)
@@ -65,8 +65,9 @@ def run(
             (:func:`fmseg.real_steps.load`); ``size`` of DeepLabV3 (:data:`SIZES`); ``test`` (fields of
             :class:`fmseg.inference.TestTime`); ``base`` (None for joint) and ``train``: fields of
             :class:`fmseg.train_config.TrainConfig` but ``seed``, and for ``base`` also ``family``; ``options``
-            (:data:`OPTIONS`). Optional: ``pretrained`` (weights of backbone and experts; without it they are random)
-            and, for FMWISS, ``experts`` (:func:`fmseg.real_experts.of_config`).
+            (:data:`OPTIONS`). Optional: ``pretrained`` (weights of backbone and experts; without it they are random),
+            ``prior`` (:func:`fmseg.incremental.start_rare`) and, for FMWISS, ``experts``
+            (:func:`fmseg.real_experts.of_config`).
         checkpoint, checkpoint_every, progress, on_step: as in :func:`fmseg.training.train`, of the step. Beside the
             checkpoint base models are kept in the folder ``bases``, and in ``presence`` which classes pictures hold.
 
@@ -100,7 +101,7 @@ def fresh(config: dict[str, Any], num_classes: int) -> Segmenter:
     options["seed"] = config["seed"]
     pretrained = config.get("pretrained", False)
     if size == "mini":
-        return segmenters.build("deeplabv3", size, **options)
+        return started(segmenters.build("deeplabv3", size, **options), config)
     if size == abn.SIZE:
         model = abn.build(**options)
         if pretrained:
@@ -110,7 +111,7 @@ def fresh(config: dict[str, Any], num_classes: int) -> Segmenter:
         if pretrained:
             paper_segmenters.load_pretrained(model, paper_segmenters.weights_file("deeplabv3", size))
     model.model.decode_head.in_index = -1  # its last input, also where a teacher is given the last map alone
-    return model
+    return started(model, config)
 
 
 def base_of(
@@ -130,7 +131,8 @@ def prepared(
 ) -> tuple[Step, Photos, dict[str, Any]]:  # fmt: skip
     """A step ready to train: the model, the pictures with the labels that it may see, and facts for the record."""
     method, options, seed = config["method"], config["options"], config["seed"]
-    student = grow(old, len(steps.new_names()), seed=seed + _STUDENT, balanced=method in pixel_step.BALANCED)
+    balanced, prior = method in pixel_step.BALANCED, prior_of_new(config)
+    student = grow(old, len(steps.new_names()), seed=seed + _STUDENT, balanced=balanced, prior=prior)
     if method in pixel_step.METHODS:
         source = steps.pixel_source()
         return pixel_step.begun(method, student, old, source, steps.base_source), source, {}
@@ -139,7 +141,7 @@ def prepared(
     memory, experts = memory_of(config, steps, progress=progress), experts_of(config, steps)
     step = fmwiss.FmwissStep(
         student, old, experts, memory, fmwiss.Options(**{k: v for k, v in options.items() if k in _OF_STEP}),
-        seed=seed + _HELPER, paste_probability=options.get("paste", 1.0),
+        seed=seed + _HELPER, paste_probability=options.get("paste", 1.0), prior=prior,
     )  # fmt: skip
     counts = None if memory is None else [len(archive) for archive in memory.archives.values()]
     return step, steps.weak_source(), {"memory": counts, "experts": real_experts.identity(experts)}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fmseg.distill import balanced_classifier
-from fmseg.incremental import grown
+from fmseg.incremental import grown, start_rare
 from fmseg.localizer import Localizer
 from fmseg.segmenters import Segmenter
 
@@ -54,7 +54,9 @@ def read(segmenter: Segmenter, images: Tensor, *, stages: bool = False) -> Readi
     return Reading(tuple(caught), features[-1], embedding, head.cls_seg(embedding))
 
 
-def grow(segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False) -> Segmenter:
+def grow(
+    segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False, prior: float | None = None
+) -> Segmenter:  # fmt: skip
     """A copy of a segmenter that scores more classes; nothing that it knew has changed.
 
     Args:
@@ -62,10 +64,14 @@ def grow(segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False)
         added: classes, >= 1.
         seed: of the new classes' weights; torch's global random state is left alone.
         balanced: they begin as MiB's do (:func:`fmseg.distill.balanced_classifier`); without, as a fresh convolution.
+        prior: of sigmoid outputs: the new classes begin with this probability (:func:`fmseg.incremental.start_rare`).
 
     Raises:
+        ValueError: both ``balanced`` and ``prior``, which exclude each other.
         TypeError: the segmenter's head is of another kind.
     """
+    if balanced and prior is not None:
+        raise ValueError("`balanced` and `prior` exclude each other: both say how new classes begin")
     made = copy.deepcopy(segmenter)
     head = _head(made)
     with torch.random.fork_rng(devices=[]):
@@ -76,30 +82,46 @@ def grow(segmenter: Segmenter, added: int, *, seed: int, balanced: bool = False)
         with torch.no_grad():
             classifier.weight.copy_(weight)
             classifier.bias.copy_(bias)
+    if prior is not None:
+        start_rare(classifier, prior, known=segmenter.num_classes)
     head.conv_seg = classifier
     head.num_classes = head.out_channels = made.num_classes = classifier.out_channels
     return made
 
 
+def begin_rare(segmenter: Segmenter, prior: float, *, softmax: bool) -> None:
+    """Set the biases of a fresh segmenter's classifier by a prior, in place: :func:`fmseg.incremental.start_rare`."""
+    start_rare(_head(segmenter).conv_seg, prior, softmax=softmax)
+
+
 class Head(nn.Module):
-    """A head like a segmenter's own, with fresh weights: FMWISS's plug-in teacher is one (figure 2: ASPP).
+    """A head like a segmenter's own, beside it: FMWISS's plug-in teacher is one (figure 2: ASPP).
 
     Args:
         segmenter: whose head is copied in form.
-        num_classes: of the new one.
+        num_classes: of the new one; at least the segmenter's with ``copied``.
         seed: of its weights.
+        prior: every fresh class but background begins with this probability; None: as a fresh convolution does.
+        copied: begin with the segmenter's weights, and fresh ones for what it does not know; False: all are fresh.
     """
 
-    def __init__(self, segmenter: Segmenter, num_classes: int, *, seed: int):
+    def __init__(
+        self, segmenter: Segmenter, num_classes: int, *, seed: int, prior: float | None = None, copied: bool = False
+    ):  # fmt: skip
         super().__init__()
         self.layers = copy.deepcopy(_head(segmenter))
-        old = self.layers.conv_seg
+        old, known = self.layers.conv_seg, segmenter.num_classes if copied else 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.layers.conv_seg = nn.Conv2d(old.in_channels, num_classes, 1)
-            for module in self.layers.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            if not copied:
+                self.layers.conv_seg = nn.Conv2d(old.in_channels, num_classes, 1)
+                for module in self.layers.modules():
+                    if hasattr(module, "reset_parameters"):
+                        module.reset_parameters()
+            elif num_classes > known:
+                self.layers.conv_seg = grown(old, num_classes - known)
+        if prior is not None:
+            start_rare(self.layers.conv_seg, prior, known=known)
         self.layers.num_classes = self.layers.out_channels = num_classes
 
     def forward(self, encoder: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,6 +139,19 @@ def test_options_change_what_they_say(step):
     assert found and all(name.startswith("teacher") for name in found)
 
 
+def test_a_teacher_can_begin_as_the_old_head(step):
+    made = step(teacher_start="old").eval()
+    reading = read(made.old, IMAGES)
+    scores, embedding = made.teach(reading.encoder)
+    assert torch.equal(scores[:, :OLD], reading.grid) and torch.equal(embedding, reading.embedding)
+    losses = made.losses(IMAGES, TAGS, draws())
+    found = gradients(made, losses["new"] + losses["old"])
+    assert any(name.startswith("teacher.layers.conv_seg") for name in found), "it learns, the old model rests"
+    assert not any(name.startswith("old.") for name in found)
+    fresh = step().eval().teach(reading.encoder)[0]
+    assert not torch.allclose(fresh[:, :OLD], reading.grid)
+
+
 def test_without_a_teacher_the_student_learns_the_masks(step):
     made = step(teacher=False, keeps=False).eval()
     loss = made.losses(IMAGES, TAGS, draws())["student"]
@@ -165,6 +178,8 @@ def test_an_image_without_labels_and_an_empty_memory(step, old):
         ({"head": "mlp"}, "`head` must be one of aspp, localizer"),
         ({"hard_over": "old"}, "`hard_over` must be one of all, new"),
         ({"reduction": "max"}, "`reduction` must be one of mean, sum"),
+        ({"teacher_start": "new"}, "`teacher_start` must be one of fresh, old"),
+        ({"teacher_start": "old", "head": "localizer"}, "`teacher_start` 'old' needs the head 'aspp'"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_records import FAMILY as ALL
+from made_records import complete, made_up
 from smallzoo import write_cards
 
 from fmseg import claims, estimand, fmwiss_ablations, fmwiss_pseudo, fmwiss_tables, tables
@@ -14,14 +16,12 @@ from fmseg.fmwiss_paper import NOT_RUN, PRINTED, printed
 from fmseg.incremental_configs import SETTINGS, run_config
 from fmseg.incremental_runs import KEYS, METHODS, OPTIONAL, OPTIONS
 from fmseg.incremental_tables import FAMILY, cell_of, measured
-from fmseg.protocols import get
 from fmseg.records import run_key, write_record
 from fmseg.rerun import configs_of
 from fmseg.settings import load
 from fmseg.verify import Verdict, _records
 
 ROOT = Path(__file__).parents[1]
-ALL = {**fmwiss_tables.EXPERIMENTS, **fmwiss_ablations.EXPERIMENTS, fmwiss_pseudo.ID: fmwiss_pseudo.EXPERIMENT}
 
 
 @pytest.fixture(scope="module")
@@ -37,29 +37,6 @@ def zoo(home, monkeypatch):
 @pytest.fixture
 def smoke():
     return load("smoke", ROOT)
-
-
-def made_up(config, number=0):
-    """A record of a run that never was; IoU grows with the class, a tenth of it is forgotten."""
-    protocol = get(config["protocol"])
-    known, old = len(protocol.order), protocol.new(0).stop
-    iou = [round(0.2 + 0.01 * k + 0.001 * number, 6) for k in range(known)]
-    result = {"iou": iou, "miou": round(100 * float(np.mean(iou)), 4), "weights": f"{number:016x}", "examples": {}}
-    if config["base"]:
-        result["base_iou"] = [v + 0.1 for v in iou[:old]]
-    if "coco" in config["protocol"]:
-        result["other_iou"] = [iou[0], *[None] * (old - 1), *[0.5] * (known - old)]
-    share = {"precision": 0.5, "recall": 0.4, "iou": 0.3}
-    if config["method"] == "fmwiss":
-        result["masks"] = {k: share for k in ("clip", "seeds", "union", "teacher", "student", "grid")}
-    if config["method"] in ("cam", "ss"):
-        result["masks"] = {config["method"]: share}
-    return {"key": run_key(config), "config": config, "code": {}, "claims": {}, "result": result, "curve": [],
-            "seconds": 1.0 + number, "machine": {}, "versions": {}, "finished": "2026-11-22T00:00:00Z"}  # fmt: skip
-
-
-def complete(experiment, settings):
-    return [made_up(config, k) for k, config in enumerate(experiment.configs(settings))]
 
 
 # -- configurations ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmseg.incremental import IGNORE, binary_loss, dense_labels, grown, old_targets, student_targets
+from fmseg.incremental import IGNORE, binary_loss, dense_labels, grown, old_targets, start_rare, student_targets
 
 
 def random_scores(*shape, seed=0):
@@ -225,3 +225,34 @@ def test_the_new_rows_are_a_function_of_torchs_state():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# -- how classes begin ------------------------------------------------------------------------------------------------
+
+
+def test_rare_classes_begin_with_their_prior_and_background_with_the_rest():
+    nothing = torch.zeros(1, 3, 1, 1)
+    yes_or_no, one_of_all = nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)
+    weight = yes_or_no.weight.clone()
+    start_rare(yes_or_no, 0.01)
+    start_rare(one_of_all, 0.01, softmax=True)
+    expected = torch.tensor([0.96, 0.01, 0.01, 0.01, 0.01])
+    assert torch.allclose(yes_or_no(nothing).sigmoid().flatten(), expected)
+    assert torch.allclose(one_of_all(nothing).softmax(1).flatten(), expected)
+    assert torch.equal(yes_or_no.weight, weight)
+
+
+def test_what_was_learned_before_keeps_its_bias():
+    classifier = nn.Conv2d(3, 5, 1)
+    before = classifier.bias.detach().clone()
+    start_rare(classifier, 0.02, known=3)
+    assert torch.equal(classifier.bias[:3], before[:3])
+    assert torch.allclose(classifier.bias[3:].sigmoid(), torch.tensor(0.02))
+
+
+@pytest.mark.parametrize("prior", [0.0, -0.1, 0.25, 1.0, float("nan")])
+def test_a_prior_leaves_something_to_the_background(prior):
+    with pytest.raises(ValueError, match="`prior` must be > 0 and leave something to the background beside 4 classes"):
+        start_rare(nn.Conv2d(3, 5, 1), prior)
+    with pytest.raises(ValueError, match="must have a bias"):
+        start_rare(nn.Conv2d(3, 5, 1, bias=False), 0.01)

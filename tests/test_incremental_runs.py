@@ -52,6 +52,8 @@ def test_every_method_runs_and_its_result_is_plain(method, bases):
     assert made["model"].num_classes == 21 and made["curve"][-1][0] == 3
     if method != "joint":
         assert len(result["base_iou"]) == 11 and len(result["seen"]) == 2
+    if method in ("cam", "ss", "wilson"):
+        assert set(result["masks"]) == {method} and set(result["masks"][method]) == {"precision", "recall", "iou"}
     if method == "fmwiss":
         assert set(result["masks"]) == {"clip", "seeds", "union", "teacher", "student", "grid"}
         assert len(result["memory"]) == 10 and max(result["memory"]) <= 5
@@ -79,6 +81,26 @@ def test_base_models_are_shared_by_family_and_go_on_where_they_were(tmp_path, ba
     assert np.array_equal(read.iou, before.iou, equal_nan=True)
     with pytest.raises(ValueError, match="`base.family` must be one of softmax, sigmoid"):
         base_of(made | {"base": made["base"] | {"family": "bce"}}, data)
+
+
+def test_classes_begin_rare_where_the_run_says_so(bases):
+    from fmseg.incremental_base import fresh, path_of
+
+    rare = {m: config(m) | {"prior": 0.01} for m in ("joint", "mib", "lwf-mc", "wilson", "fmwiss")}
+    for method, made in rare.items():
+        bias = fresh(made, 11).model.decode_head.conv_seg.bias
+        start = bias.softmax(0) if method in ("joint", "mib") else bias.sigmoid()
+        assert torch.allclose(start, torch.tensor([0.9, *[0.01] * 10])), method
+    assert path_of(rare["wilson"], bases) != path_of(config("wilson"), bases), "another base model"
+    for method, starts_rare in (("mib", False), ("lwf-mc", True), ("wilson", True), ("fmwiss", True)):
+        made, data = rare[method], load(rare[method])
+        old, _ = base_of(made, data, bases / "bases")
+        step, *_ = incremental_runs.prepared(made, data, old)
+        news = step.student.model.decode_head.conv_seg.bias[11:]
+        assert bool(torch.allclose(news.sigmoid(), torch.tensor(0.01))) == starts_rare, method
+    assert torch.allclose(step.teacher.layers.conv_seg.bias[1:].sigmoid(), torch.tensor(0.01))
+    result = run(rare["fmwiss"], checkpoint=bases / "rare.pt")["result"]
+    assert result["weights"] != run(config(), checkpoint=bases / "common.pt")["result"]["weights"]
 
 
 @pytest.mark.parametrize("method", ["fmwiss", "wilson", "ss", "plop"])
@@ -142,6 +164,30 @@ def test_experts_answer_on_the_finer_grid_and_only_for_what_is_present():
     assert (found.clip | asked(old_rivals=True).clip).sum() == found.clip.sum()
     alone = asked(use="clip")
     assert torch.equal(alone.mask, found.clip) and alone.guided is None
+
+
+def test_experts_remember_pictures_and_their_answers_do_not_depend_on_the_company(monkeypatch):
+    experts, present = of_zoo(NAMES, OLD, keep=0.1, seeds=3), torch.ones(2, 2, dtype=torch.bool)
+    first = experts.co_segment(PICTURES, present, torch.Generator().manual_seed(1))
+    assert len(experts.looks) == 2
+    alone = of_zoo(NAMES, OLD, keep=0.1, seeds=3).co_segment(
+        PICTURES[1:], present[1:], torch.Generator().manual_seed(1)
+    )
+    assert torch.equal(alone.clip, first.clip[1:])
+    fresh = replace(experts, looks=None).co_segment(PICTURES, present, torch.Generator().manual_seed(1))
+    assert torch.equal(fresh.seeds, first.seeds) and torch.allclose(fresh.attention, first.attention, atol=1e-6)
+    assert (fresh.mask != first.mask).float().mean() < 0.01, "rounding alone"
+    with monkeypatch.context() as patch:
+        patch.setattr("fmseg.experts.dense_features", lambda *given: pytest.fail("these pictures were seen before"))
+        again = experts.co_segment(PICTURES.flip(0), present, torch.Generator().manual_seed(1))
+        assert torch.equal(again.clip, first.clip.flip(0))
+        other = experts.co_segment(PICTURES, present, torch.Generator().manual_seed(2))
+        assert not torch.equal(other.seeds, first.seeds), "seeds are drawn anew"
+    experts.co_segment(PICTURES.flip(3), present, torch.Generator().manual_seed(1))
+    assert len(experts.looks) == 4, "a mirrored picture is another one"
+    monkeypatch.setattr("fmseg.experts.MOST", 4)
+    experts.co_segment(PICTURES.flip(2), present, torch.Generator().manual_seed(1))
+    assert len(experts.looks) == 4, "no more than fit"
 
 
 def test_floats_and_bytes_are_the_same_pictures_and_another_grid_is_reached():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmseg.mask_quality import MaskQuality, one_hot
+from fmseg.mask_quality import MaskQuality, of_localizer, one_hot
 
 
 def square(*rows):
@@ -50,3 +50,23 @@ def test_what_does_not_fit_is_refused():
         MaskQuality(1).merge(MaskQuality(2))
     with pytest.raises(ValueError, match="`classes` must be an integer >= 1"):
         MaskQuality(0)
+
+
+def test_a_localizer_is_judged_by_its_best_channel_among_what_is_there(monkeypatch):
+    from fmseg.segmenters import build
+    from fmseg.step_models import grow
+    from fmseg.wilson_step import WilsonStep
+
+    old = build("deeplabv3", num_classes=3, image_size=32, seed=1).eval()
+    step = WilsonStep(grow(old, 2, seed=2), old, seed=3).train()
+    truth = np.zeros((2, 32, 32), np.uint8)
+    truth[0, :16], truth[1, 16:] = 3, 4
+    said = torch.zeros(2, 5, 8, 8)  # a grid of 8x8
+    said[0, 3, :4], said[1, 4, 4:], said[:, 0] = 5.0, 5.0, 1.0
+    said[:, 1], said[0, 4], said[1, 3] = 9.0, 9.0, 9.0  # an old class, and a new one that is not in the picture
+    monkeypatch.setattr(step.localizer, "guess", lambda features: said)
+    images, tags = np.zeros((2, 32, 32, 3), np.uint8), np.array([[True, False], [False, True]])
+    assert of_localizer(step, images, tags, truth).means() == {"precision": 1.0, "recall": 1.0, "iou": 1.0}
+    assert step.training, "the mode is put back"
+    none = of_localizer(step, images, np.zeros((2, 2), bool), truth).means()
+    assert none["iou"] == 0.0, "without words nothing new is there"

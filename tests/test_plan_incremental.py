@@ -2,8 +2,10 @@
 
 from itertools import count
 
-from smallzoo import TRAIN, config
+from smallzoo import TRAIN, config, write_zoo
 
+from fmseg import plan_incremental
+from fmseg.incremental_data import load
 from fmseg.plan import calibrate, kind_of
 from fmseg.plan_incremental import SHARED
 
@@ -28,3 +30,15 @@ def test_kinds_differ_by_what_moves_the_cost():
     kinds = {kind_of(config(m, protocol=p)) for m in ("ft", "wilson") for p in protocols}
     assert len(kinds) == 4
     assert kind_of(config()) == kind_of(config(seed=101, alpha=1.0)) != kind_of(config(own_clip=TRAIN))
+
+
+def test_what_experts_say_is_counted_once_a_picture_and_either_way_round(tmp_path, monkeypatch):
+    monkeypatch.setenv("FMSEG_ZOO", str(write_zoo(tmp_path)))
+    monkeypatch.setattr(plan_incremental, "LOOKED", 3)
+    made = config()
+    step, before, model = plan_incremental.calibrate(made, ticking())
+    assert step == 1.0 and len(model.experts.looks) == 2 * 3, "the timed steps showed nothing new"
+    pictures = len(load(made).step)
+    monkeypatch.setattr(plan_incremental, "LOOKED", 10**6)
+    whole, fewer, _ = plan_incremental.calibrate(made, ticking())
+    assert whole == step and abs((before - fewer) - (pictures / 3 - 1)) < 1e-9

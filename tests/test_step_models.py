@@ -5,7 +5,7 @@ import torch
 
 from fmseg.distill import unbiased_distillation
 from fmseg.segmenters import build
-from fmseg.step_models import Head, Step, Warm, generator_of_step, grow, localizer_of, read
+from fmseg.step_models import Head, Step, Warm, begin_rare, generator_of_step, grow, localizer_of, read
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,27 @@ def test_a_balanced_start_leaves_old_opinions_alone(segmenter, images):
     assert torch.allclose(p[:, :1] + p[:, 5:].sum(1, keepdim=True), q[:, :1], atol=1e-6)
     at_rest = -(q * q.log()).mean()
     assert torch.allclose(unbiased_distillation(logits, old), at_rest, atol=1e-5)
+
+
+def test_new_classes_can_begin_rare_and_nothing_else_changes(segmenter, images):
+    plain, rare = grow(segmenter, 3, seed=1), grow(segmenter, 3, seed=1, prior=0.01)
+    assert torch.equal(read(rare, images).grid[:, :5], read(segmenter, images).grid)
+    assert (
+        read(rare, images).grid[:, 5:].sigmoid().mean() < 0.05 < 0.3 < read(plain, images).grid[:, 5:].sigmoid().mean()
+    )
+    assert torch.equal(*(m.model.decode_head.conv_seg.weight for m in (plain, rare)))
+    teacher = Head(segmenter, 9, seed=4, prior=0.01).layers.conv_seg.bias.sigmoid()
+    assert torch.allclose(teacher, torch.tensor([0.92, *[0.01] * 8]))
+    with pytest.raises(ValueError, match="`balanced` and `prior` exclude each other"):
+        grow(segmenter, 3, seed=1, balanced=True, prior=0.01)
+    copied = Head(segmenter, 9, seed=4, prior=0.01, copied=True)
+    scores, embedding = copied(read(segmenter, images).encoder)
+    assert torch.equal(scores[:, :5], read(segmenter, images).grid) and scores[:, 5:].sigmoid().mean() < 0.05
+    assert torch.equal(embedding, read(segmenter, images).embedding)
+    fresh = build("deeplabv3", num_classes=5, seed=3).eval()
+    begin_rare(fresh, 0.01, softmax=True)
+    start = read(fresh, images).grid.softmax(1).mean((0, 2, 3))
+    assert start[0] > 0.9 and start[1:].max() < 0.03
 
 
 def test_a_head_is_of_the_same_form_with_weights_of_its_own(segmenter, images):
