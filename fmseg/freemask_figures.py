@@ -127,11 +127,10 @@ def class_gains(pairs: Sequence[tuple[dict, dict]], classes: Sequence[str], stuf
             colour.
     """
     figure, axis = plots.new(9, 3.4)
-    differences = np.array([_iou(after) - _iou(before) for after, before in pairs]).reshape(len(pairs), -1)
     data = []
     if len(pairs):
-        there = ~np.isnan(differences).any(0)
-        means = np.where(there, differences.sum(0) / len(pairs), np.nan)
+        differences = np.array([_iou(after) - _iou(before) for after, before in pairs])
+        there, means = ~np.isnan(differences).any(0), differences.mean(0)
         order = [c for c in np.argsort(-means) if there[c]]
         data = [{"class": classes[c], "gain": round(float(means[c]), 2)} for c in order]
         colours = [plots.OKABE_ITO[0 if classes[c] in stuff else 3] for c in order]
@@ -156,7 +155,8 @@ def class_losses(record: dict, classes: Sequence[str], stuff: Sequence[str]) -> 
     share = np.divide(100 * kept, right, out=np.full(len(means), np.nan), where=right > 0)
     order = [c for c in np.argsort(means) if means[c] > 0]
     data = [{"class": classes[c], "mean loss": round(float(means[c]), 4),
-             "right pixels kept (%)": "" if np.isnan(share[c]) else round(float(share[c]), 2)} for c in order]  # fmt: skip
+             "right pixels kept (%)": "" if np.isnan(share[c]) else round(float(share[c]), 2)}
+            for c in order]  # fmt: skip
     colours = [plots.OKABE_ITO[0 if classes[c] in stuff else 3] for c in order]
     axis.bar(range(len(order)), means[order], color=colours)
     axis.set_xticks(range(len(order)), [classes[c] for c in order], rotation=90, fontsize=6)

@@ -103,6 +103,15 @@ class Layout:
         values = {seed: value for seed, value in values.items() if value is not None}
         return cell(values, paper) if values else not_run(MISSING, paper)
 
+    def records_of(self, settings: Settings, records: list[dict | None], label: str, column: str) -> dict[int, dict]:
+        """{seed: record} of the runs behind a cell, as far as they are among ``records``; {} of a cell without runs."""
+        entry = self.rows(settings)[label].get(column)
+        if not isinstance(entry, Entry):
+            return {}
+        found = {record["key"]: record for record in records if record}
+        keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
+        return {seed: found[key] for seed, key in keys.items() if key in found}
+
     def experiment(self) -> Experiment:
         """The table as :mod:`fmseg.experiment` performs it."""
         lenders = tuple(id for id in self.family if id != self.id)
