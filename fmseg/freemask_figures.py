@@ -25,9 +25,9 @@ def by_seed(cell: dict | None) -> dict[int, float]:
     return {int(seed): value for seed, value in cell["values"].items()} if cell else {}
 
 
-def points(table: dict, rows: Sequence[str], columns: Sequence[str], title: str, width: float = 7.5) -> Made:
-    """Every seed of some cells: rows side by side, a colour a column, a dash at the mean."""
-    figure, axis = plots.new(width, 3.4)
+def points(table: dict, rows: Sequence[str], columns: Sequence[str], title: str, unit: str | None = None) -> Made:
+    """Every seed of some cells: rows side by side, a colour a column, a dash at the mean; ``unit``: the table's."""
+    figure, axis = plots.new(7.5, 3.4)
     found, data = cells(table), []
     for j, column in enumerate(columns):
         at = (j - (len(columns) - 1) / 2) * 1.6 * _SPREAD
@@ -37,7 +37,7 @@ def points(table: dict, rows: Sequence[str], columns: Sequence[str], title: str,
             data += [{"row": row, "column": column, "seed": s, "value": v} for s, v in values.items()]
         axis.plot([], [], "o", color=plots.OKABE_ITO[j], label=column)
     axis.set_xticks(range(len(rows)), [row.replace(" with ", "\nwith ") for row in rows], fontsize=8)
-    axis.set(ylabel=table["unit"], title=title, xlim=(-0.6, len(rows) - 0.4))
+    axis.set(ylabel=unit or table["unit"], title=title, xlim=(-0.6, len(rows) - 0.4))
     axis.legend(frameon=False, fontsize=8)
     return figure, data
 
@@ -49,7 +49,8 @@ def gains(pairs: Mapping[str, tuple[dict | None, dict | None]], title: str, unit
         pairs: {label: (cell after, cell before)}, or None for a cell that the table lacks.
         title: of the figure. unit: of the axis.
     """
-    figure, axis = plots.new(max(4.5, 1.3 * len(pairs)), 3.4)
+    longest = max(len(line) for label in pairs for line in label.split("\n"))
+    figure, axis = plots.new(max(4.5, max(1.2, 0.09 * longest) * len(pairs)), 3.4)
     axis.axhline(0, color="#999999", lw=0.8)
     data = []
     for i, (label, (after, before)) in enumerate(pairs.items()):
@@ -218,11 +219,11 @@ def chain(real: ndarray, mask: ndarray, painted: Sequence[ndarray], filtered: Se
         figure.text(
             left, bottom, word, ha="center", va="center", fontsize=9, bbox={"boxstyle": "round", "fc": "#eeeeee"}
         )
-    figure.text(0.24, 0.36, "mask and noise in,\npicture out", ha="center", fontsize=7)
+    figure.text(0.27, 0.33, "mask and noise in,\npicture out", ha="center", fontsize=7)
     figure.text(
         0.9, 0.3, "before the real images\n(pre-training) or with\nthem (joint training)", ha="center", fontsize=7
     )
-    for start, end in (((0.13, 0.24), (0.19, 0.42)), ((0.29, 0.46), (0.35, 0.46)),
+    for start, end in (((0.125, 0.28), (0.185, 0.43)), ((0.29, 0.46), (0.35, 0.46)),
                        ((0.37 + 0.11 * len(painted), 0.46), (0.84, 0.46))):  # fmt: skip
         _arrow(figure, start, end)
     figure.text(0.36, 0.45, "a filter ignores what went wrong, hard masks get more pictures", fontsize=7)
