@@ -244,7 +244,7 @@ class Chain:
         alpha = self.config["synthetic"]["alpha"]
         if alpha is None:
             return labels
-        loss, target = self.losses(np.asarray(Image.open(BytesIO(picture)).convert("RGB")), labels)
+        loss, target = self.losses(np.array(Image.open(BytesIO(picture)).convert("RGB")), labels)
         return filter_labels(loss, target, self.measured[0].compute(), alpha=float(alpha))[0].numpy().astype(np.uint8)
 
 

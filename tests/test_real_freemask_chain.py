@@ -124,7 +124,7 @@ def test_filtered_masks_hold_the_masks_ids_or_nothing(home):
         assert np.array_equal(np.array(Image.open(raw.masks[k])), ADE20K.write(mask.astype(np.int64)))
         kept = ids != 0
         assert np.array_equal(ids[kept], mask[kept] + 1) and ids.shape == (SIDE, SIDE)
-        loss, target = made.losses(np.asarray(Image.open(clean.images[k])), mask)
+        loss, target = made.losses(np.array(Image.open(clean.images[k])), mask)
         limit = made.measured[0].compute()[np.where(mask == 255, 0, mask)]
         by_hand = (mask != 255) & ~(loss[0].numpy() > limit.astype(np.float32))
         assert np.array_equal(kept, by_hand)
