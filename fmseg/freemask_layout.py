@@ -110,7 +110,7 @@ class Layout:
     def records_of(self, settings: Settings, records: list[dict | None], label: str, column: str) -> dict[int, dict]:
         """{seed: record} of the runs behind a cell, as far as they are among ``records``; {} of a cell without runs."""
         entry = self.rows(settings)[label].get(column)
-        if not isinstance(entry, Entry):
+        if self.lacking(settings) or entry not in self.entries(settings):
             return {}
         found = {record["key"]: record for record in records if record}
         keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}

@@ -202,13 +202,19 @@ ABLATION_JOINT = Layout(
 )  # fmt: skip
 
 
+def pictures_a_mask(settings: Settings) -> dict[str, int]:
+    """{row of freemask-nmax: its number}, ascending; claims name the ends, whatever numbers a profile has."""
+    numbers = sorted({*settings.get("freemask.nmax"), settings.get("freemask.most.ade")})
+    ends = {numbers[0]: "fewest", numbers[-1]: "most"}
+    return {f"{ends.get(number, number)} pictures a mask": number for number in numbers}
+
+
 def _nmax(settings: Settings) -> dict:
-    largest = settings.get("freemask.most.ade")
-    rows = {}
-    for most in (*settings.get("freemask.nmax"), largest):
-        ends = most in (largest, min(settings.get("freemask.nmax")))
+    rows, largest = {}, settings.get("freemask.most.ade")
+    for label, most in pictures_a_mask(settings).items():
+        ends = label.split()[0] in ("fewest", "most")
         papers = ((43.3, "SEED"), (48.3, "SEED")) if most == largest else (None, None)
-        rows[f"{most} pictures a mask"] = {
+        rows[label] = {
             PAINTED: Entry(_painted("synthetic", "ade", most=most), ends, papers[0]),
             CLEAN: Entry(_with("synthetic", "ade", most=most), ends, papers[1]),
         }
@@ -218,7 +224,8 @@ def _nmax(settings: Settings) -> dict:
 NMAX = Layout(
     "freemask-nmax", "How many pictures a mask", "FreeMask, number of synthetic images (T-G)", POST, (PAINTED, CLEAN),
     _nmax, SEEDS + "SegFormer, trained on synthetic images alone, as many seen in every row. With re-sampling the "
-    "number is the largest of a mask. The paper's values are those of its largest number, 20.", STAGE_ABLATION,
+    "number is the largest of a mask. The fewest and the most are parameters, freemask.nmax and freemask.most. The "
+    "paper's values are those of its largest number, 20.", STAGE_ABLATION,
 )  # fmt: skip
 
 

@@ -112,8 +112,13 @@ def test_tables_and_figures_follow_from_records(name, project, monkeypatch):
         assert said.count("\n* ") == len(names["found"]) - 1 and "; measured " in said and "the paper: " in said
 
 
+@pytest.mark.parametrize("profile", ["mini", "paper"])
 @pytest.mark.parametrize("name", TABLES)
-def test_a_notebook_without_a_single_run_reaches_its_end_and_draws_nothing(name, project, monkeypatch, capsys):
+def test_a_notebook_without_a_single_run_reaches_its_end_and_draws_nothing(
+    name, profile, project, monkeypatch, capsys
+):  # fmt: skip
+    if profile == "paper":
+        project = Settings("paper", load("paper", ROOT).values, project.root)
     _, names = run_notebook(name, project, monkeypatch, lambda config: None)
     assert not list((project.results / "figures").rglob("*.png"))
     assert capsys.readouterr().out.count("no run") >= len(FIGURES[name]) - 1

@@ -132,6 +132,27 @@ def test_filtered_masks_hold_the_masks_ids_or_nothing(home):
     assert dropped and unfiltered.perform().facts["kept"] == 1.0
 
 
+def test_coco_stuff_is_written_under_its_own_names(home, tmp_path, monkeypatch):
+    rng = np.random.default_rng(1)
+    for split in ("train2017", "val2017"):
+        for k in range(2):
+            mask = np.full((60, 80), 10 + k, np.uint8)
+            mask[:20], mask[20:40, :30] = 255, 170
+            for part, name, array in (("images", f"{k:012d}.jpg", rng.integers(0, 256, (60, 80, 3))),
+                                      ("annotations", f"{k:012d}_labelTrainIds.png", mask)):  # fmt: skip
+                path = tmp_path / "coco" / part / split / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(array.astype(np.uint8)).save(path)
+    monkeypatch.setenv("FMSEG_COCO", str(tmp_path / "coco"))
+    raw = {"most": 2, "resample": False, "alpha": None, "draw": 0}
+    made = Chain(config() | {"data": "coco-stuff", "split": "train", "synthetic": raw}, painter, SIDE)
+    data = made.perform().data
+    assert made.root.name == "COCO_Synthetic" and data.masks[1].name == "000000000000_seed_43_labelTrainIds.png"
+    assert data.images[3].name == "000000000001_seed_43.jpg" and len(data) == 4
+    assert np.array_equal(data.labels(2), resample.nearest(made.real.labels(1), SIDE))
+    assert set(np.unique(np.array(Image.open(data.masks[0])))) == {10, 170, 255}
+
+
 def test_every_picture_of_every_mask_without_resampling(home):
     made = chain(resample=False, alpha=None)
     assert made.perform().facts["pictures"] == MASKS * MOST and "rounding" not in made.plan
