@@ -14,6 +14,7 @@ from fmseg import (
     freemask_configs,
     freemask_folders,
     paint_table,
+    plan,
     plan_real_freemask,
     real_freemask,
     real_freemask_chain,
@@ -231,6 +232,20 @@ def test_the_command_paints_and_says_what_it_did(home, monkeypatch, capsys):
     monkeypatch.setenv("FMSEG_DATA", str(home / "nowhere"))
     assert paint_table.main(["freemask-joint-ade", "--profile", "paper"]) == 1
     assert "is no folder" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_table_says_how_to_paint_and_how_to_train(monkeypatch, tmp_path):
+    for name in ("FMSEG_DATA", "FMSEG_ADE20K"):
+        monkeypatch.delenv(name, raising=False)
+    each = plan_real_freemask.Seconds(0.1, 0.4, 0.05, None, "made up")
+    monkeypatch.setattr(plan_real_freemask, "calibrate", lambda *given: each)
+    experiment, cost = EXPERIMENTS["freemask-joint-ade"], plan.Cost(0.5, 0.1, 0.0, 10**9, 10**6, "made up")
+    costs = {plan.kind_of(made): cost for made in experiment.configs(PAPER)}
+    said = plan.report(experiment, PAPER, costs, workers=2)
+    assert "python -m fmseg paint freemask-joint-ade" in said and "-m fmseg train freemask-joint-ade" in said
+    assert "221,814 pictures" in said and "segformer b2 on ade20k" in said
+    fewer = EXPERIMENTS["freemask-joint-ade"].configs(replace(PAPER, values=PAPER.values | {"seeds": [0]}))
+    assert sum(made["train"]["steps"] for made in fewer) == (3 * 160 + 3 * 320 + 320) * 1000
 
 
 def test_the_plan_counts_pictures_by_hand(monkeypatch):
