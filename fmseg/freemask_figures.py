@@ -148,7 +148,7 @@ def _iou(record: dict) -> ndarray:
 
 def class_losses(record: dict, classes: Sequence[str], stuff: Sequence[str]) -> Made:
     """The paper's illustration that loss depends on the class: mean loss of every class, and what the filter leaves of
-    its right pixels in generated pictures (figure F6 of the dossier), from a record of `freemask-filter-truth`."""
+    its right pixels in generated pictures at the first margin (dossier F6). A record of `freemask-filter-truth`."""
     figure, axis = plots.new(9, 3.8)
     means = np.array(record["result"]["means"]["training"])
     counts = np.array(record["result"]["by class"].get("generated", np.zeros((len(means), 4))), float)
@@ -164,7 +164,7 @@ def class_losses(record: dict, classes: Sequence[str], stuff: Sequence[str]) -> 
     axis.set(ylabel="mean loss (nats)", title="Loss depends on the class; dots: what the filter keeps")
     other = axis.twinx()
     other.plot(range(len(order)), share[order], "o", ms=3, color="black")
-    other.set(ylabel="right pixels kept (%)", ylim=(0, 105))
+    other.set(ylabel=f"right pixels kept at margin {record['config']['alphas'][0]:g} (%)", ylim=(0, 105))
     other.spines["top"].set_visible(False)
     return figure, data
 

@@ -77,8 +77,12 @@ def test_gains_by_class_leave_out_what_has_no_truth():
 
 def test_losses_by_class_are_in_order_with_what_is_kept_of_the_right_pixels(tmp_path):
     counts = [[100, 20, 30, 10], [50, 0, 10, 0], [0, 0, 0, 0]]
-    record = {"result": {"means": {"training": [0.8, 0.2, 0.0]}, "by class": {"generated": counts}}}
+    record = {
+        "config": {"alphas": [1.25, 2.0]},
+        "result": {"means": {"training": [0.8, 0.2, 0.0]}, "by class": {"generated": counts}},
+    }
     figure, data = figures.class_losses(record, ("star", "sky", "absent"), ("sky",))
+    assert "at margin 1.25" in figure.axes[1].get_ylabel()
     assert [d["class"] for d in data] == ["sky", "star"] and [d["right pixels kept (%)"] for d in data] == [80.0, 75.0]
     assert drawn(figure, tmp_path, data)
     del record["result"]["by class"]["generated"]
