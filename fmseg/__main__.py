@@ -1,4 +1,4 @@
-"""`python -m fmseg COMMAND`: plan, train. The rest is behind make, see `make help`."""
+"""`python -m fmseg COMMAND`: plan, train, paint. The rest is behind make, see `make help`."""
 
 import sys
 
@@ -9,8 +9,10 @@ def main() -> int:
         from fmseg.plan import main as run
     elif command == "train":
         from fmseg.train_table import main as run
+    elif command == "paint":
+        from fmseg.paint_table import main as run
     else:
-        print(f"{__doc__}\n\npython -m fmseg plan --help\npython -m fmseg train --help")
+        print(f"{__doc__}\n\n" + "\n".join(f"python -m fmseg {name} --help" for name in ("plan", "train", "paint")))
         return 0 if command in ("", "-h", "--help") else 2
     return run(sys.argv[2:])
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fmseg import configs, zoo
+from fmseg.experiment import on_real_data
 from fmseg.provenance import canonical_hash
 from fmseg.settings import Settings
 
@@ -21,6 +22,8 @@ def lacking(settings: Settings) -> str | None:
     """Why this profile has no runs with synthetic pictures; None where it has."""
     if "freemask" not in settings.values:
         return f"profile {settings.profile} has no section `freemask`"
+    if on_real_data(settings):
+        return None
     needed = ["diffusion", "oracle", "clip", *(f"backbone-{m}" for m in ("segformer", "segmenter", "mask2former"))]
     needed += [f"{kind}-{draw}" for kind in ("layout", "weak") for draw in settings.get("freemask.most")]
     return zoo.lacking(*needed)

@@ -33,6 +33,7 @@ class Entry:
         paper: (value, certainty) of the paper, value None where it could not be recovered; or None.
         value: record's result -> the number, or None where this run has none.
         headline: whether `make rerun` trains it without being asked for everything.
+        mini: why it has no run on the papers' data sets; "" where it has.
     """
 
     make: Callable[[Settings, int], dict[str, Any]]
@@ -40,6 +41,7 @@ class Entry:
     paper: tuple[float | None, str] | None = None
     value: Callable[[dict[str, Any]], float | None] = miou
     headline: bool = False
+    mini: str = ""
 
     def seeds(self, settings: Settings) -> list[int]:
         """Seeds of its runs."""
@@ -67,12 +69,13 @@ class Layout:
     lacking: Callable[[Settings], str | None] = freemask_configs.lacking
 
     def entries(self, settings: Settings) -> list[Entry]:
-        """All cells that have runs."""
-        return [e for line in self.rows(settings).values() for e in line.values() if isinstance(e, Entry)]
+        """All cells that have runs in this profile."""
+        found = [e for line in self.rows(settings).values() for e in line.values() if isinstance(e, Entry)]
+        return [e for e in found if not (e.mini and on_real_data(settings))]
 
     def runs(self, settings: Settings, headline: bool = False) -> list[dict[str, Any]]:
         """Configurations of its runs, each once; [] in a profile or with a zoo that has none."""
-        if on_real_data(settings) or self.lacking(settings):
+        if self.lacking(settings):
             return []
         wanted = [e for e in self.entries(settings) if e.headline or not headline]
         made = [e.make(settings, seed) for e in wanted for seed in e.seeds(settings)]
@@ -81,7 +84,7 @@ class Layout:
     def build(self, settings: Settings, records: list[dict | None]) -> dict:
         """The table from its records; pure."""
         found = {r["key"]: r["result"] for r in records if r}
-        why = "it is the mini world's" if on_real_data(settings) else self.lacking(settings)
+        why = self.lacking(settings)
         lines = []
         for label, cells in self.rows(settings).items():
             lines.append(
@@ -96,6 +99,7 @@ class Layout:
         if isinstance(entry, str):
             return not_run(entry)
         paper = paper_value(*entry.paper, self.source) if entry.paper else None
+        why = why or (entry.mini if on_real_data(settings) else "")
         if why:
             return not_run(why, paper)
         keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
@@ -103,11 +107,21 @@ class Layout:
         values = {seed: value for seed, value in values.items() if value is not None}
         return cell(values, paper) if values else not_run(MISSING, paper)
 
+    def records_of(self, settings: Settings, records: list[dict | None], label: str, column: str) -> dict[int, dict]:
+        """{seed: record} of the runs behind a cell, as far as they are among ``records``; {} of a cell without runs."""
+        entry = self.rows(settings)[label].get(column)
+        if self.lacking(settings) or entry not in self.entries(settings):
+            return {}
+        found = {record["key"]: record for record in records if record}
+        keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
+        return {seed: found[key] for seed, key in keys.items() if key in found}
+
     def experiment(self) -> Experiment:
         """The table as :mod:`fmseg.experiment` performs it."""
         lenders = tuple(id for id in self.family if id != self.id)
         return Experiment(
-            self.id, self.stage, self.module, self.runs, self.build, describe, self.headline, self.photos, lenders
+            self.id, self.stage, self.module, self.runs, self.build, describe, self.headline, self.photos, lenders,
+            "fmseg.real_freemask",
         )  # fmt: skip
 
     def headline(self, settings: Settings) -> list[dict[str, Any]]:
@@ -117,18 +131,22 @@ class Layout:
 
 def describe(config: dict[str, Any]) -> str:
     """What a run is, in words; runs of one description differ by their seed alone."""
-    pictures = f"on {config['images'] or 'all'} images of {config.get('draw') or config['data']}"
+    pictures = f"on {config.get('images') or 'all'} images of {config.get('draw') or config['data']}"
     train, words = config["train"], [config["method"], pictures]
-    if config["backbone"] == "scratch":
+    if "pipeline" in config:  # at the paper's size
+        words[0] += f" {config['size']}"
+    if config.get("backbone") == "scratch":
         words.append("from scratch")
     words.append(f"{config['paradigm']}, {train['steps']} steps, augment {'+'.join(train.get('augment', []))}")
-    if "synthetic" in config:
+    if "ready" in config.get("synthetic", ()):
+        words.append(f"pictures of {config['synthetic']['ready']}")
+    elif "synthetic" in config:
         wanted, paints = config["synthetic"], config["generator"]
         own = paints.get("own")
-        words.append(f"own generator from {own['start']}" if own else paints["model"])
+        words.append(f"own generator from {own['start']}" if own else paints.get("model") or str(paints["weights"]))
         words.append(f"most {wanted['most']}" + (", re-sampled" if wanted["resample"] else ""))
         if wanted["alpha"] is not None:
-            words.append(f"filtered at {wanted['alpha']:g}, {wanted['means']} means")
+            words.append(f"filtered at {wanted['alpha']:g}, {wanted.get('means', 'training')} means")
     if config.get("exclude_ignored"):
         words.append("ignored pixels excluded")
     return ", ".join(words)

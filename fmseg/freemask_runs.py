@@ -5,7 +5,6 @@ What a run's record calls its code is everything this module reaches by imports.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from fmseg.datasets import draw_set, get_draw
 from fmseg.evaluation import predict
 from fmseg.freemask_data import real_set
 from fmseg.measure_generation import clip_features, frechet, oracle_miou
+from fmseg.paradigms import after, repeats
 from fmseg.segmenters import build
 from fmseg.settings import check_config
-from fmseg.training import TrainConfig, TrainResult, train
+from fmseg.training import TrainConfig, train
 
 PARADIGMS = ("real", "synthetic", "joint", "pretrain")
 EXAMPLES = 6  # predictions on the first validation images that a record keeps, for figures
@@ -41,12 +41,6 @@ def check(config: dict[str, Any]) -> None:
         )
     if config["split"] != "train":
         raise ValueError(f"`split` must be 'train', whose masks are painted; got {config['split']!r}")
-
-
-def repeats(synthetic_images: int, real_images: int) -> int:
-    """How often the real images are repeated beside the synthetic ones, so that both weigh the same: their ratio to the
-    nearest whole number, at least 1. 11 for ADE20K and 4 for COCO-Stuff, as in the official configurations."""
-    return max(1, round(synthetic_images / real_images))
 
 
 def sources(config: dict[str, Any]) -> tuple[list[Source], dict[str, Any]]:
@@ -132,10 +126,3 @@ def run(
     if "quality" in config:
         more["generator"] = quality(config)
     return done.as_run(model, predict(model, held_out.images[:EXAMPLES]), **more)
-
-
-def after(first: TrainResult, second: TrainResult) -> TrainResult:
-    """Two trainings, one after the other, as one."""
-    curve = first.curve + [[first.steps + step, value] for step, value in second.curve]
-    seconds, steps = first.seconds + second.seconds, first.steps + second.steps
-    return replace(second, curve=curve, losses=first.losses + second.losses, seconds=seconds, steps=steps)

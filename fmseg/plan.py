@@ -327,6 +327,10 @@ def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost],
         sets = {name for c in experiment.configs(settings) for name in c.get("sets", [c.get("data")])}
         data = sum(DATA_GB[name] for name in sets) * 10**9
         lines.append(f"  disk: {_size(data)} of data, {_size(made.disk)} of checkpoints and records")
+        if any("generator" in c for c in experiment.configs(settings)):
+            from fmseg import plan_real_freemask
+
+            lines += plan_real_freemask.lines(experiment.id, experiment.configs(settings), time.perf_counter)
     else:
         lines.append(
             f"  {duration(made.total)} with {workers} processes, {_size(made.memory)} of memory, {_size(made.disk)} on "

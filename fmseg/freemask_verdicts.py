@@ -1,0 +1,31 @@
+"""The verdicts of a notebook that makes several tables: claims that any of them decide, also two together, in words."""
+
+from collections.abc import Mapping
+
+from fmseg import claims, ledger, verdicts
+from fmseg.estimand import parse
+from fmseg.experiment import Outcome
+from fmseg.settings import Settings
+
+
+def judged(settings: Settings, outcomes: Mapping[str, Outcome]) -> list[dict]:
+    """Verdicts (:func:`fmseg.verdicts.judge`) of the claims whose tables are all at hand, in claims.yaml's order.
+
+    Args:
+        settings: profile and root. outcomes: {table id: what was done for it}.
+    """
+    listed = claims.testable(claims.load(settings.root / "claims.yaml"))
+    listed = [c for c in listed if set(parse(c["estimand"]).tables) <= set(outcomes)]
+    hashes = claims.stored_hashes(listed, {id: [r for r in o.records if r] for id, o in outcomes.items()})
+    return verdicts.judge(listed, {id: o.table for id, o in outcomes.items()}, hashes, settings.profile)
+
+
+def in_words(found: list[dict]) -> str:
+    """A Markdown list, a claim an item: what is said, the verdict, what was measured, what the paper has."""
+    return "\n".join(_item(entry) for entry in found) or "No claim is decided by these tables."
+
+
+def _item(entry: dict) -> str:
+    measured = f"measured {ledger.effect(entry)}, n = {entry['n']}" if entry["n"] else "not measured"
+    papers = ledger.paper_values(entry["paper_values"])
+    return f"* `{entry['id']}`: {entry['says'].strip()}. **{entry['text']}**; {measured}; the paper: {papers}."
