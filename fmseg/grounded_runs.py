@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fmseg import grounded_examples, grounded_train, zoo
 from fmseg import grounded_scores as scored
 from fmseg import grounded_sets as sets
-from fmseg import grounded_train, zoo
 from fmseg.datasets import get_draw
 from fmseg.generation import text_to_image
 from fmseg.grounded_inverted import inverted, true_triplets
@@ -53,8 +53,9 @@ def run(
 
     Returns:
         ``result``: ``miou`` (percent, mean over columns), ``weights``, ``scores`` (set of pictures -> column -> what
-        :func:`fmseg.grounded_scores.scores` gives), and for DAAM ``curve``, ``fixed`` and ``ceiling``; ``curve`` of the
-        loss; ``seconds``; and the trained ``model`` (None for DAAM).
+        :func:`fmseg.grounded_scores.scores` gives), ``ceiling`` (the same of the grids), ``examples`` (of painted
+        pictures, see :mod:`fmseg.grounded_examples`), and for DAAM ``curve`` and ``fixed``; ``curve`` of the loss;
+        ``seconds``; and the trained ``model`` (None for DAAM).
 
     Raises:
         ValueError: an unknown or missing key, name or value; weights that are not the configuration's.
@@ -189,12 +190,13 @@ def _side_by_side(several: list[Pictures]) -> Pictures:
 def _head(config, checkpoint, checkpoint_every, on_step) -> dict[str, Any]:
     head, how = trained(config, checkpoint=checkpoint, checkpoint_every=checkpoint_every, on_step=on_step)
     sets_of = test_sets(config)
-    found = {
-        name: scored.scores(grounded_train.answers(head, data) > 0, data, groups)
-        for name, (_, data, groups) in sets_of.items()
-    }
+    masks = {name: grounded_train.answers(head, data) > 0 for name, (_, data, _) in sets_of.items()}
+    found = {name: scored.scores(masks[name], data, groups) for name, (_, data, groups) in sets_of.items()}
     result = {"miou": scored.mean_score(next(iter(found.values()))), "weights": grounded_train.identity(head)}
     result |= {"scores": found, "pictures": how["pictures"]}
+    result["ceiling"] = {name: _ceilings(*of[1:]) for name, of in sets_of.items() if not name.startswith("real")}
+    if "painted" in sets_of:
+        result["examples"] = grounded_examples.kept(*sets_of["painted"], masks["painted"])
     if "real, truth" in sets_of:
         result["against truth"] = _oracle_against_truth(*(sets_of[f"real, {k}"][1:] for k in ("truth", "oracle")))
     return {"result": result, "curve": how["curve"], "seconds": how["seconds"], "model": head}
@@ -204,9 +206,13 @@ def _oracle_against_truth(true: tuple[Triplets, list], by_oracle: tuple[Triplets
     """On real test pictures: the oracle's masks in them, as painted again, against the true ones, and the ceilings."""
     (data, groups), (other, _) = true, by_oracle
     found = {"oracle": scored.scores(other.masks, data, groups)}
-    for cells in CEILINGS:
-        found[f"ceiling {cells}"] = scored.scores(scored.through_grid(data.masks, cells), data, groups)
-    return found
+    return found | {f"ceiling {cells}": scores for cells, scores in _ceilings(data, groups).items()}
+
+
+def _ceilings(data: Triplets, groups: list) -> dict[str, dict]:
+    """Cells a side -> scores of the very masks that answers are compared with, after a grid so coarse."""
+    grids = {str(cells): scored.through_grid(data.masks, cells) for cells in CEILINGS}
+    return {cells: scored.scores(masks, data, groups) for cells, masks in grids.items()}
 
 
 def _daam(config) -> dict[str, Any]:
@@ -220,9 +226,10 @@ def _daam(config) -> dict[str, Any]:
         found = scored.swept(pictures, data, groups)
         result["scores"][name], result["fixed"][name] = found["best"], found["fixed"]
         result["curve"][name] = found["curve"]
-        result["ceiling"][name] = {
-            str(cells): scored.scores(scored.through_grid(data.masks, cells), data, groups) for cells in CEILINGS
-        }
+        result["ceiling"][name] = _ceilings(data, groups)
+        if name == "painted":
+            fixed = scored.daam_masks(pictures, data, scored.THRESHOLD)
+            result["examples"] = grounded_examples.kept(pictures, data, groups, fixed)
     result["miou"] = scored.mean_score(next(iter(result["scores"].values())))
     result["weights"] = canonical_hash(result["scores"])
     return {"result": result, "curve": [], "seconds": time.perf_counter() - started, "model": None}
