@@ -172,7 +172,7 @@ def table_4(settings: Settings, records: list[dict | None]) -> dict:
     return table(
         "grounded-t4", "The number of seen classes", "Grounded Diffusion, Table 4", "% IoU", list(COLUMNS), rows,
         note=f"{POOL} The paper's rows are 5, 20, 35, 50 and 65 of 80 classes, ours the same shares of {total}. In the "
-        "order in which classes are added the paper's is not recovered; ours is the split's own. The ceiling is that of the "
+        "order in which classes are added the paper's is not recovered; ours is the split's own. The ceiling is of the "
         "last row's columns.",
         provenance=provenance(T4, settings, records),
     )  # fmt: skip
