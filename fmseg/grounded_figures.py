@@ -168,14 +168,21 @@ def overlaid(image: ndarray, masks: ndarray, names: Sequence[str]) -> ndarray:
     """The picture dark, its masks light in their classes' colours; where masks overlap, in both.
 
     Args:
-        image: (H, W, 3) uint8. masks: (O, H, W) bool. names: O classes of the world.
+        image: (H, W, 3) uint8. masks: (O, H, W) bool. names: O classes of the world, or other words, which are orange.
     """
     dark, colours = image // 3, np.zeros(image.shape)
     for mask, name in zip(masks, names, strict=True):
-        colours += mask[..., None] * np.array(class_colour(name))
+        colours += mask[..., None] * np.array(_colour(name))
     count = masks.sum(0)[..., None]
     light = 0.55 * image + 0.45 * colours / np.maximum(count, 1)
     return np.where(count > 0, light, dark).round().astype(np.uint8)
+
+
+def _colour(name: str) -> tuple[int, ...]:
+    try:
+        return class_colour(name)
+    except ValueError:
+        return tuple(int(OKABE_ITO[1][at : at + 2], 16) for at in (1, 3, 5))
 
 
 def answers(images: ndarray, asked: Sequence[Mapping], rows: Mapping[str, Sequence[ndarray]]) -> Drawn:

@@ -90,6 +90,9 @@ def test_masks_shine_in_their_classes_colours():
     assert np.abs(shown[0, 0] - (0.55 * 90 + 0.45 * disc)).max() <= 0.5
     assert np.abs(shown[1, 0] - (0.55 * 90 + 0.225 * (disc + star))).max() <= 0.5
     assert (shown[3] == 30).all(), "dark where nothing is claimed"
+    assert (
+        figures.overlaid(image, masks[:1], ["unicorn"])[0, 0, 0] > figures.overlaid(image, masks[:1], ["sea"])[0, 0, 0]
+    )
 
 
 def test_answers_stand_below_their_pictures():
