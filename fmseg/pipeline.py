@@ -4,7 +4,8 @@
 repro` leaves alone; a test fails where files and this disagree. A stage depends on its notebook, on every package
 module that the notebook or a run of its tables reaches by imports, on the shipped zoo where one of these reads it, on
 the profile's parameters, and on the tables of other stages that it cites or reads. A notebook that asks for models
-with ``zoo.need("clip")`` is a stage once zoo/weights has them. All outs persist: an interrupted stage leaves what was
+with ``zoo.need("clip")`` is a stage once zoo/weights has them; one that performs experiments, once the catalogue has a
+table of its own. All outs persist: an interrupted stage leaves what was
 there before.
 """
 
@@ -41,16 +42,23 @@ _REAL_HEAD = """\
 
 def stage_names(root: Path, photos: bool = False) -> list[str]:
     """Notebooks by file name without ending, in their order: those that need photographs, or all others; without those
-    that need models which this checkout does not ship."""
+    that need models which this checkout does not ship, or make tables that are not in the catalogue yet."""
     shipped = {path.parent.name for path in (Path(root) / ZOO).glob(f"*/{CARD}")}
     paths = sorted((Path(root) / "notebooks").glob("[0-9]*.ipynb"))
-    return [path.stem for path in paths if _needs_photos(path.stem) == photos and models_needed(path) <= shipped]
+    ready = [path for path in paths if models_needed(path) <= shipped and not waits_for_tables(path)]
+    return [path.stem for path in ready if _needs_photos(path.stem) == photos]
 
 
 def models_needed(notebook: Path) -> set[str]:
     """Models of the zoo that a notebook asks for with ``zoo.need``."""
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     return {name for _, given in _calls(cells, ("need",)) for name in given}
+
+
+def waits_for_tables(notebook: Path) -> bool:
+    """Whether a notebook makes tables from runs (calls ``perform``) that the catalogue does not have."""
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    return bool(_calls(cells, ("perform",))) and not made_by(Path(notebook).stem)
 
 
 def _needs_photos(name: str) -> bool:
