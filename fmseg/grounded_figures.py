@@ -7,7 +7,9 @@ not run are named there with their reason. The paper's values are hollow diamond
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy import ndarray
+from torch import Tensor
 
 from fmseg.grounded_scores import COLUMNS, THRESHOLD
 from fmseg.plots import OKABE_ITO, class_colour, grid, new
@@ -162,6 +164,17 @@ def thresholds(records: Iterable[Mapping], title: str) -> Drawn:
     if data:
         axis.legend(frameon=False, fontsize=7)
     return figure, data or [{"column": "", "threshold": "", "IoU (%)": "not run"}]
+
+
+def as_colours(feature: Tensor) -> ndarray:
+    """(C, h, w) float as (h, w, 3) uint8: the three directions in which it varies most, as red, green and blue."""
+    flat = feature.float().flatten(1).T
+    flat = flat - flat.mean(0)
+    directions = torch.linalg.svd(flat, full_matrices=False)[2][:3]
+    plane = torch.nn.functional.pad(flat @ directions.T, (0, 3 - len(directions)))
+    low, high = plane.quantile(0.02, 0), plane.quantile(0.98, 0)
+    scaled = ((plane - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    return (255 * scaled).byte().unflatten(0, feature.shape[1:]).numpy()
 
 
 def overlaid(image: ndarray, masks: ndarray, names: Sequence[str]) -> ndarray:

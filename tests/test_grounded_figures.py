@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from fmseg import grounded_figures as figures
 from fmseg import plots, tables
@@ -79,6 +80,16 @@ def test_daam_s_thresholds_are_averaged_over_splits():
     assert {"column": "two seen", "threshold": 0.4, "IoU (%)": 30.0} in data and plots.png(figure)
     figure, data = figures.thresholds([], "title")
     assert data[0]["IoU (%)"] == "not run" and plots.png(figure)
+
+
+def test_the_strongest_direction_is_red():
+    feature = torch.zeros(5, 8, 8)
+    feature[3] = torch.linspace(-9, 9, 8)[:, None]  # one channel rises from top to bottom, strongly
+    feature[1] = torch.linspace(-1, 1, 8)[None]
+    shown = figures.as_colours(feature)
+    assert shown.shape == (8, 8, 3) and {int(shown[0, 4, 0]), int(shown[7, 4, 0])} == {0, 255}
+    assert (shown[2, :, 0] == shown[2, 0, 0]).all() and shown[2, 0, 1] != shown[2, 7, 1]
+    assert figures.as_colours(torch.randn(2, 3, 3)).shape == (3, 3, 3), "fewer channels than colours"
 
 
 def test_masks_shine_in_their_classes_colours():
