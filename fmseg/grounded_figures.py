@@ -5,6 +5,7 @@ not run are named there with their reason. The paper's values are hollow diamond
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import commonprefix
 
 import numpy as np
 import torch
@@ -56,14 +57,14 @@ def dots(table: Mapping, rows: Mapping[str, str], columns: Sequence[str], title:
     Args:
         table: of :mod:`fmseg.tables`. rows: label -> colour. columns: in their order; what all names begin with is left
             out of the axis.
-        title: says what is seen. wide: inches.
+        title: says what is seen. wide: inches. Rows of one colour have one entry in the legend, what they begin with.
     """
     data, (figure, axis) = points(table, rows, columns), new(wide, 3.2)
     for i, column in enumerate(columns):
         for j, (label, colour) in enumerate(rows.items()):
             at = i * (len(rows) + 1) + j
             ours, said = _values(data, label, column), _values(data, label, column, paper=True)
-            axis.plot([at] * len(ours), ours, "o", ms=4, color=colour, alpha=0.8, label=label if not i else None)
+            axis.plot([at] * len(ours), ours, "o", ms=4, color=colour, alpha=0.8)
             if ours:
                 axis.plot([at - 0.35, at + 0.35], [np.mean(ours)] * 2, "-", lw=2, color=colour)
             axis.plot([at] * len(said), said, "D", ms=5, mfc="none", color=colour)
@@ -72,7 +73,10 @@ def dots(table: Mapping, rows: Mapping[str, str], columns: Sequence[str], title:
     axis.set(ylabel=f"{table['unit']}", ylim=(0, 100))
     axis.set_title(title, fontsize=10)
     axis.tick_params(axis="x", labelsize=8)
-    axis.legend(frameon=False, fontsize=7, ncols=min(4, len(rows)), loc="lower left")
+    alike = {colour: [label for label, its in rows.items() if its == colour] for colour in rows.values()}
+    for colour, labels in alike.items():
+        axis.plot([], [], "o", ms=4, color=colour, label=commonprefix(labels).strip())
+    figure.legend(frameon=False, fontsize=7, ncols=len(alike), loc="outside lower center")
     return figure, data
 
 

@@ -301,4 +301,9 @@ def paper_report(
             lines.append(f"  {table}: {one} on 1 such device, {eight} on 8, sharing perfectly")
         else:
             lines.append(f"  {table}: of the mini world, or without a number in the paper; nothing is planned")
+    command = "  python -m fmseg.grounded_online {} --weights SD --split {} --out {}"
+    lines.append(command.format("head", "voc/grounded-1", "head.pt") + " --detector M2F  (a head; see --help)")
+    if "grounded-t2" in tables:
+        shared_by = " --head head.pt  (on every process that shall help)"
+        lines.append(command.format("pairs", "voc/zs3", "pairs") + shared_by)
     return "\n".join(lines)

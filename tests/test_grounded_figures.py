@@ -35,6 +35,10 @@ def test_a_dot_a_seed_and_a_diamond_for_the_paper():
     assert len(data) == 12 and {"row": "head", "column": "voc one seen", "seed": "1", "value": 54.0} in data
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert labels == ["one\nseen", "one\nunseen"], "what all columns begin with says nothing"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(HEAD)
+    figure, _ = figures.dots(made(labels=("head split 1", "head split 2")), dict.fromkeys(
+        ("head split 1", "head split 2"), "red"), ["voc one seen"], "title")  # fmt: skip
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["head split"]
     assert plots.png(figure)[:4] == b"\x89PNG"
 
 

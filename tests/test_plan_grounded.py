@@ -148,3 +148,4 @@ def test_a_plan_for_its_stages_in_every_profile(cards, monkeypatch):
     text = plan.plan(load("paper", ROOT), stages, workers=2, progress=False)
     assert "grounded-t1: " in text and "on 8, sharing perfectly" in text and "9.0 GB at the peak" in text
     assert "grounded-novelty: of the mini world" in text and "grounded-t2: " in text
+    assert text.count("fmseg.grounded_online head") == 2 and text.count("fmseg.grounded_online pairs") == 1
