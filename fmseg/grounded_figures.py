@@ -128,7 +128,7 @@ def plane(table: Mapping, labels: Mapping[str, str], draw: str, title: str) -> D
         table: with columns '<draw> seen' and '<draw> unseen'. labels: row -> colour. title: says what is seen.
     """
     columns = [f"{draw} seen", f"{draw} unseen"]
-    data, (figure, axis) = points(table, labels, columns), new(6.0, 4.4)
+    data, (figure, axis) = points(table, labels, columns), new(7.4, 4.4)
     along = np.linspace(1, 100, 200)
     for mean in (10, 20, 30, 40, 50, 60, 70, 80):
         across = mean * along / np.maximum(2 * along - mean, 1e-9)
@@ -143,7 +143,7 @@ def plane(table: Mapping, labels: Mapping[str, str], draw: str, title: str) -> D
     axis.set(xlabel=f"seen classes, {table['unit']}", ylabel=f"unseen classes, {table['unit']}", xlim=(0, 100))
     axis.set_ylim(0, 100)
     axis.set_title(title, fontsize=10)
-    axis.legend(frameon=False, fontsize=7, loc="upper left")
+    figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     return figure, data
 
 
