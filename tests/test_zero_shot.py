@@ -1,262 +1,197 @@
-"""The tables of Grounded Diffusion's Protocol I, from records: Tables 1, 3 and 4, the timestep curve, inversion, and
-unseen things by how new their words are. Pure functions of settings and records.
-"""
+"""Protocol II: synthetic pairs by a head, segmenters that learn from them, baselines; on random weights."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import grounded_toys as toys
+import numpy as np
+import pytest
+import torch
 
-from fmseg import grounded_configs as configs
-from fmseg import grounded_paper as paper
-from fmseg.experiment import Experiment, provenance
-from fmseg.grounded_scores import COLUMNS
-from fmseg.settings import Settings
-from fmseg.tables import cell, not_run, paper_value, row, table
+from fmseg import export, protocols, zero_shot, zero_shot_sets
+from fmseg import zero_shot_generator as generator
+from fmseg.datasets import draw_set
+from fmseg.generation import text_to_image
+from fmseg.grounded_pictures import painted
+from fmseg.labelmaps import unpack
+from fmseg.segmenters import SCRATCH, build
+from fmseg.training import Source
 
-MISSING, EMPTY = "no record of its runs", "the oracle found what was asked for in no test picture"
-KINDS = ("seen", "new combination", "one new word", "both words new")
-HEADLINE_STEPS = (1, 4, 7, 10, 12)
-GRID = 16  # cells a side of the head's logits
-CEILING = f"ceiling of a {GRID}x{GRID} grid"
-POOL = (
-    "One pool of painted pictures serves all seeds; a seed fixes which share of them a head sees, its initial weights "
-    "and their order. Test pictures are fixed; a picture counts where the oracle finds every class that was asked for. "
-    "DAAM learns nothing: its value is the same for every seed, and its best threshold is chosen on the test pictures."
-)
-Values = dict[str, dict[int, float]]  # column -> seed -> percent
+SPLIT = protocols.get("mini/grounded-voc-1")
 
 
-def values_of(records: Iterable[Mapping], read: Callable[[Mapping], Mapping], prefix: str = "") -> Values:
-    """Column -> seed -> mIoU from records; ``read`` gives a record's {column: scores}."""
-    made: Values = {}
-    for record in records:
-        for column, found in read(record).items():
-            made.setdefault(prefix + column, {})[record["config"]["seed"]] = found["miou"]
+def test_equal_samples_have_no_distance_and_shifted_ones_do():
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    assert float(generator.kernel_distance(x, x)) == pytest.approx(0, abs=1e-5)
+    distances = [float(generator.kernel_distance(x, x + shift)) for shift in (0.5, 2.0, 8.0)]
+    assert distances == sorted(distances) and distances[0] > 0
+    one, two = torch.tensor([[0.0]]), torch.tensor([[2.0]])  # k(0, 2) = sum of exp(-4 / 2 sigma), by hand
+    by_hand = 2 * len(generator.BANDWIDTHS) - 2 * sum(np.exp(-2 / s) for s in generator.BANDWIDTHS)
+    assert float(generator.kernel_distance(one, two)) == pytest.approx(by_hand, rel=1e-5)
+    with pytest.raises(ValueError, match=r"must be \(n, D\) and \(m, D\)"):
+        generator.kernel_distance(one, torch.zeros(2, 3))
+
+
+def world(seed=0):
+    """Features that are a linear function of text: classes 0 to 3 have pixels, class 4 is only named."""
+    rng = torch.Generator().manual_seed(seed)
+    text, linear = torch.randn(5, 4, generator=rng), torch.randn(4, 6, generator=rng)
+    text[4] = (text[0] + text[1]) / 2
+    labels = torch.arange(400) % 4
+    features = text[labels] @ linear + 0.1 * torch.randn(400, 6, generator=rng)
+    return features, labels, text, linear
+
+
+def test_generated_features_are_those_of_their_class():
+    features, labels, text, linear = world()
+    model = generator.train_generator(features, labels, text, steps=400, lr=3e-3)
+    made = model(text, torch.Generator().manual_seed(1))
+    means = torch.stack([features[labels == k].mean(0) for k in range(4)])
+    assert torch.cdist(made[:4], means).argmin(1).tolist() == [0, 1, 2, 3]
+    again = generator.train_generator(features, labels, text, steps=400, lr=3e-3)
+    assert torch.equal(again(text, torch.Generator().manual_seed(1)), made)
+
+
+def test_a_classifier_learns_a_class_that_was_only_generated():
+    features, labels, text, linear = world()
+    model = generator.train_generator(features, labels, text, steps=400, lr=3e-3)
+    torch.manual_seed(0)
+    classifier = torch.nn.Conv2d(6, 6, 1)
+    generator.train_classifier(classifier, features, labels, model, text, [4], steps=300, lr=0.02)
+    unseen = (text[4] @ linear).expand(50, -1) + 0.1 * torch.randn(50, 6, generator=torch.Generator().manual_seed(2))
+    answer = classifier(torch.cat([features, unseen])[:, :, None, None])[:, :, 0, 0].argmax(1)
+    assert (answer[:400] == labels).float().mean() > 0.9 and (answer[400:] == 4).float().mean() > 0.5
+
+
+def test_mistakes_of_the_generator_have_clear_messages():
+    features, labels, text, _ = world()
+    with pytest.raises(ValueError, match=r"`labels` must be rows of `text`, 0\.\.1; got 3"):
+        generator.train_generator(features, labels, text[:2], steps=1)
+    with pytest.raises(ValueError, match="N > 0"):
+        generator.train_generator(features[:0], labels[:0], text, steps=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("zoo")
+    toys.make_zoo(made)
     return made
 
 
-def for_all(values: Values, seeds: Sequence[int]) -> Values:
-    """What does not depend on the seed, given to every seed, so that claims can pair it."""
-    return {column: dict.fromkeys(seeds, next(iter(found.values()))) for column, found in values.items()}
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("parts")
 
 
-def averaged(several: Sequence[Values]) -> Values:
-    """Means over splits, seed by seed, of the seeds and columns that all of them have."""
-    if not several:
-        return {}
-    columns = [c for c in several[0] if all(c in v for v in several)]
-    return {
-        c: {s: sum(v[c][s] for v in several) / len(several) for s in several[0][c] if all(s in v[c] for v in several)}
-        for c in columns
-    }
+@pytest.fixture
+def installed(folder, shared, monkeypatch):
+    toys.install(folder, monkeypatch)
+    monkeypatch.setenv("FMSEG_PARTS", str(shared))
+    yield
+    text_to_image.cache_clear()
 
 
-def line(
-    label: str, values: Values, columns: Sequence[str], printed: Mapping[str, float] | None = None,
-    certainty: str = "STATED", any_record: bool = True,
-) -> dict:  # fmt: skip
-    """A row: measured where there are values, else why not; with the paper's numbers."""
-    cells = {}
-    for column in columns:
-        of_paper = paper_value(printed[column], certainty, paper.SOURCE) if column in (printed or {}) else None
-        found = values.get(column)
-        cells[column] = cell(found, of_paper) if found else not_run(EMPTY if any_record else MISSING, of_paper)
-    return row(label, cells)
+def pairs(kind="two", **how):
+    return zero_shot_sets.synthetic(kind, SPLIT.classes, 20, toys.config(), **how)
 
 
-def _of(records: Iterable, **wanted) -> list[Mapping]:
-    return [r for r in records if r and all(r["config"][key] == value for key, value in wanted.items())]
+def test_a_picture_is_labelled_with_the_classes_of_its_prompt_alone(installed, monkeypatch):
+    made = pairs()
+    assert made.labels.shape == (20, 64, 64) and made.labels.dtype == np.uint8 and made.classes[-1] == "background"
+    for wanted, labels in zip(made.asks, made.labels, strict=True):
+        allowed = {SPLIT.classes.index(name) for name in wanted.names} | {20}
+        assert set(np.unique(labels)) <= allowed
+    assert len(np.unique(made.labels)) > 3
+    monkeypatch.setattr(zero_shot_sets, "labelled_by", None)  # a second time nothing is labelled
+    assert np.array_equal(pairs().labels, made.labels)
+    with pytest.raises(ValueError, match="`count` must be a multiple of 20"):
+        zero_shot_sets.synthetic("one", SPLIT.classes, 30, toys.config())
 
 
-def _painted(key: str) -> Callable[[Mapping], Mapping]:
-    return lambda record: record["result"][key].get("painted", {})
+def test_parts_of_a_set_are_labelled_as_its_pictures_lie(installed):
+    head = zero_shot_sets.shared_head(toys.config())
+    made = zero_shot_sets.synthetic("one", SPLIT.classes, 40, toys.config())
+    pictures = painted("one", SPLIT.classes, "zero-shot", 40, steps=2, guidance=3.0)
+    features = zero_shot_sets.kept_features(pictures, 1)
+    whole = zero_shot_sets.labelled_by(head, pictures, features, SPLIT.classes)
+    assert np.array_equal(whole, made.labels) and np.array_equal(made.images, pictures.images)
 
 
-def _pooled(record: Mapping) -> dict:
-    return {column: {"miou": found["pooled"]} for column, found in _painted("scores")(record).items()}
+def test_pairs_can_be_written_for_outside_tools(installed, tmp_path):
+    made = pairs()
+    export.write(made, tmp_path, "voc", "train")
+    names = (tmp_path / "ImageSets/Segmentation/train.txt").read_text().split()
+    assert len(names) == 20 and names[0].startswith("grounded-two_000000_")
+    assert made.asks[0].names[0].replace(" ", "_") in names[0]
+    from PIL import Image
+
+    mask = np.asarray(Image.open(tmp_path / f"SegmentationClass/{names[3]}.png"))
+    assert np.array_equal(mask, made.labels[3])
 
 
-def ceiling_row(settings: Settings, records: Sequence[Mapping]) -> dict:
-    """What the masks that answers are compared with keep of themselves on the head's grid; of the first record that
-    says so, since test pictures are the same for all."""
-    there = [r for r in records if r and "painted" in r["result"].get("ceiling", {})][:1]
-    values = values_of(there, lambda r: r["result"]["ceiling"]["painted"][str(GRID)])
-    return line(CEILING, for_all(values, settings.get("seeds")), COLUMNS, any_record=bool(there))
+def config(method, **changes):
+    made = {
+        "method": method, "seed": 0, "draw": "voc", "split": SPLIT.name, "images": 16, "validation": 24, "size": 64,
+        "segmenter": "segformer", "backbone": SCRATCH, "zoo": {},
+        "train": {"steps": 2, "batch_size": 4, "lr": 0.001},
+    }  # fmt: skip
+    return made | changes
 
 
-def table_1(settings: Settings, records: list[dict | None]) -> dict:
-    """The table `grounded-t1`: DAAM and heads on three splits of two draws."""
-    columns = [f"{draw} {column}" for draw in paper.DRAWS for column in COLUMNS]
-    kinds = {"DAAM 0.4": None, "DAAM best": paper.DAAM, "head": paper.HEAD, "head pooled": None}
-    kinds |= {CEILING: None}
-    made: dict[str, list[tuple[Values, bool]]] = {kind: [] for kind in kinds}
-    for number in configs.SPLITS:
-        parts: dict[str, Values] = {kind: {} for kind in kinds}
-        there: dict[str, bool] = dict.fromkeys(kinds, False)
-        for draw in paper.DRAWS:
-            seen = list(configs.split_of(draw, number).seen)
-            mine = {m: _of(records, method=m, draw=draw, seen=seen) for m in ("daam", "head")}
-            reads = {
-                "DAAM 0.4": ("daam", _painted("fixed")),
-                "DAAM best": ("daam", _painted("scores")),
-                "head": ("head", _painted("scores")),
-                "head pooled": ("head", _pooled),
-                CEILING: ("daam", lambda r: r["result"]["ceiling"]["painted"][str(GRID)]),
-            }
-            for kind, (method, read) in reads.items():
-                values = values_of(mine[method], read, f"{draw} ")
-                parts[kind] |= for_all(values, settings.get("seeds")) if method == "daam" else values
-                there[kind] |= bool(mine[method])
-        for kind in kinds:
-            made[kind].append((parts[kind], there[kind]))
-    rows = []
-    for kind, printed in kinds.items():
-        of_splits, one_kind = [values for values, _ in made[kind]], kind in ("DAAM best", "head")
-        for number, (values, there_is) in enumerate(made[kind], start=1):
-            if one_kind:
-                say = paper.table_1(printed[number - 1])
-                rows.append(line(f"{kind} split {number}", values, columns, say, any_record=there_is))
-        say = paper.table_1(printed[-1]) if printed else None
-        any_record = all(there_is for _, there_is in made[kind])
-        rows.append(line(f"{kind} average", averaged(of_splits), columns, say, any_record=any_record))
-    return table(
-        "grounded-t1", "Masks of painted pictures, seen and unseen classes", "Grounded Diffusion, Table 1", "% IoU",
-        columns, rows, note=f"{POOL} Slips of the paper: {'; '.join(paper.SLIPS)}.",
-        provenance=provenance(T1, settings, records),
-    )  # fmt: skip
+def test_synthetic_and_real_seen_pictures_train_a_segmenter(installed):
+    sets = [{"kind": kind, "count": 20, "rich": kind == "one"} for kind in ("one", "two")]
+    result = zero_shot.run(config("model-e", sets=sets, head=toys.config(), real=True))["result"]
+    s, u, h = (result[k] for k in ("seen", "unseen", "harmonic"))
+    assert h == pytest.approx(0 if s * u == 0 else 2 * s * u / (s + u), abs=1e-2) and len(result["iou"]) == 20
+    assert result["miou"] == h
+    assert unpack(result["examples"]).shape == (zero_shot.EXAMPLES, 64, 64)
+    for kept, what in zip(result["sets"], sets, strict=True):
+        made = pairs(kept["kind"], rich=kept["rich"])
+        assert kept["kind"] == what["kind"]
+        assert np.array_equal(unpack(kept["labels"]), made.labels[: zero_shot.EXAMPLES])
 
 
-def novelty(settings: Settings, records: list[dict | None]) -> dict:
-    """The table `grounded-novelty`: one painted thing of any word, judged by the oracle that knows all words."""
-    daam, heads = _of(records, method="daam"), _of(records, method="head")
-    seeds = settings.get("seeds")
-
-    def of_daam(read):
-        return for_all(values_of(daam, read), seeds)
-
-    rows = [
-        line("head", values_of(heads, lambda r: r["result"]["scores"]["novel"]), KINDS, any_record=bool(heads)),
-        line("DAAM best", of_daam(lambda r: r["result"]["scores"]["novel"]), KINDS, any_record=bool(daam)),
-        line("DAAM 0.4", of_daam(lambda r: r["result"]["fixed"]["novel"]), KINDS, any_record=bool(daam)),
-        line(
-            CEILING, of_daam(lambda r: r["result"]["ceiling"]["novel"][str(GRID)]), KINDS,
-            any_record=bool(daam),
-        ),
-    ]  # fmt: skip
-    return table(
-        "grounded-novelty", "Unseen things by how new their words are", "Mini world; no counterpart in the paper",
-        "% IoU", list(KINDS), rows, provenance=provenance(NOVELTY, settings, records),
-        note=f"{POOL} Here the oracle is the judge, which knows every word and has taught nobody.",
-    )  # fmt: skip
+def test_unseen_pixels_of_real_pictures_are_not_labelled():
+    real = draw_set("voc", "train", 20)
+    source = zero_shot.real_source(real, SPLIT)
+    assert len(source) < 20 or (SPLIT.train_table(real.classes)[real.labels] != 255).any((1, 2)).all()
+    assert set(np.unique(source.labels)) <= {*range(15), 255}
 
 
-def table_3(settings: Settings, records: list[dict | None]) -> dict:
-    """The table `grounded-t3`: what becomes of a class that the oracle did not find."""
-    rows = []
-    for label, undetected in configs.ZERO_MASKS.items():
-        mine, say = _of(records, undetected=undetected), paper.five(paper.ZERO_MASKS[label])
-        rows.append(line(label, values_of(mine, _painted("scores")), COLUMNS, say, any_record=bool(mine)))
-    rows.append(ceiling_row(settings, records))
-    return table(
-        "grounded-t3", "Zero masks for what the oracle did not find", "Grounded Diffusion, Table 3", "% IoU",
-        list(COLUMNS), rows, note=POOL, provenance=provenance(T3, settings, records),
-    )  # fmt: skip
+def test_features_of_unseen_classes_are_imagined_and_only_the_classifier_moves(monkeypatch):
+    monkeypatch.setattr(zero_shot, "load_clip", lambda folder: None)
+    monkeypatch.setattr(zero_shot.zoo, "folder", lambda name: None)
+    words = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(zero_shot, "text_embeddings", lambda clip, names: words)
+    model = build("segformer", num_classes=21, image_size=64, backbone=SCRATCH).eval()
+    real = zero_shot.real_source(draw_set("voc", "train", 6), SPLIT)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    zero_shot.imagine(model, [real], SPLIT, {"steps": 3, "classifier_steps": 3}, 0)
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved == {"model.decode_head.conv_seg.weight", "model.decode_head.conv_seg.bias"}
 
 
-def table_4(settings: Settings, records: list[dict | None]) -> dict:
-    """The table `grounded-t4`: ever more seen classes of `coco`; the pool of unseen classes shrinks with them."""
-    rows, total = [], len(configs.split_of("coco", 1).classes)
-    for count, printed in zip(settings.get("grounded.seen_classes"), paper.SEEN_CLASSES.values(), strict=True):
-        mine = [r for r in records if r and len(r["config"]["seen"]) == count]
-        values = values_of(mine, _painted("scores"))
-        rows.append(line(seen_label(count, total), values, COLUMNS, paper.five(printed), any_record=bool(mine)))
-    rows.append(ceiling_row(settings, mine))  # columns are about other classes in every row; these are the last one's
-    return table(
-        "grounded-t4", "The number of seen classes", "Grounded Diffusion, Table 4", "% IoU", list(COLUMNS), rows,
-        note=f"{POOL} The paper's rows are 5, 20, 35, 50 and 65 of 80 classes, ours the same shares of {total}. In the "
-        "order in which classes are added the paper's is not recovered; ours is the split's own. The ceiling is of the "
-        "last row's columns.",
-        provenance=provenance(T4, settings, records),
-    )  # fmt: skip
+def test_pixel_features_are_the_classifier_s_inputs_at_labelled_cells():
+    model = build("segformer", num_classes=21, image_size=64, backbone=SCRATCH).eval()
+    real = draw_set("voc", "train", 3)
+    labels = np.full((3, 64, 64), 255, np.uint8)
+    labels[1, 8:16, 4:12] = 7
+    features, names = zero_shot.pixel_features(model, [Source(real.images, labels)])
+    assert features.shape == (4, 64) and names.tolist() == [7] * 4
+    images = torch.from_numpy(real.images).permute(0, 3, 1, 2).contiguous()
+    with torch.no_grad():
+        logits = model.grid_logits(images)[1, :, 2:4, 1:3].flatten(1).T
+        again = model.model.decode_head.conv_seg(features[:, :, None, None])[:, :, 0, 0]
+    assert torch.allclose(logits, again, atol=1e-4)
 
 
-def seen_label(count: int, total: int) -> str:
-    """A row's label in Table 4: '10 seen 30 unseen'."""
-    return f"{count} seen {total - count} unseen"
+def test_background_is_no_answer():
+    images, truth = np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.uint8)
+    truth[:, 4:] = 255
+    scores = torch.zeros(3, 8, 8)
+    scores[2] = 9.0  # background
+    scores[1, :2] = 1.0
+    found = zero_shot.confusion_of(lambda x: scores.expand(len(x), -1, -1, -1), torch.nn.Module(), images, truth, 2)
+    assert found.compute()[0] == 0.5 and found.matrix.shape == (2, 2)
 
 
-def timesteps(settings: Settings, records: list[dict | None]) -> dict:
-    """The table `grounded-timesteps`: features of ever noisier steps."""
-    rows = []
-    for step, of_paper in settings.get("grounded.timesteps").items():
-        mine, say = _of(records, step=step), paper.five(paper.TIMESTEPS[of_paper])
-        values = values_of(mine, _painted("scores"))
-        rows.append(line(f"step {step}", values, COLUMNS, say, "INFERRED", any_record=bool(mine)))
-    rows.append(ceiling_row(settings, records))
-    steps = settings.get("grounded.sampling.steps")
-    return table(
-        "grounded-timesteps", "Features by denoising step", "Grounded Diffusion, supplement, plot over timesteps",
-        "% IoU", list(COLUMNS), rows, provenance=provenance(TIMESTEPS, settings, records),
-        note=f"{POOL} Steps are counted from the clean end, of {steps}; beside each stands the paper's step of 50 "
-        "whose noise is nearest, read from its plot by eye.",
-    )  # fmt: skip
-
-
-REAL = ("real seen", "real unseen", "oracle's masks seen", "oracle's masks unseen")
-
-
-def inversion(settings: Settings, records: list[dict | None]) -> dict:
-    """The table `grounded-inversion`: learning from real pictures by inversion, and the oracle against the truth."""
-    columns, rows = [*COLUMNS, *REAL], []
-    for label, source in configs.SOURCES.items():
-        mine = [r for r in records if r and r["config"]["pictures"]["from"] == source]
-        rows.append(line(label, values_of(mine, _with_real), columns, any_record=bool(mine)))
-    there = [r for r in records if r and "against truth" in r["result"]][:1]
-    for name, label in {"oracle": "the oracle itself", f"ceiling {GRID}": CEILING}.items():
-        values = values_of(there, lambda r, name=name: r["result"]["against truth"][name], "real ")
-        rows.append(line(label, for_all(values, settings.get("seeds")), columns[-4:-2], any_record=bool(there)))
-    return table(
-        "grounded-inversion", "Real pictures by DDIM inversion, with true masks",
-        "Grounded Diffusion, section on inversion; its numbers are not recovered", "% IoU", columns, rows,
-        note=f"{POOL} Real pictures are of the validation set, inverted and painted again: 'real' is against the true "
-        "masks, 'oracle's masks' against what the oracle sees in the picture as painted again. The oracle's own row "
-        "says how far its masks are from the truth.",
-        provenance=provenance(INVERSION, settings, records),
-    )  # fmt: skip
-
-
-def _with_real(record: Mapping) -> dict:
-    found = record["result"]["scores"]
-    real = {f"real {group}": scores for group, scores in found.get("real, truth", {}).items()}
-    oracle = {f"oracle's masks {group}": scores for group, scores in found.get("real, oracle", {}).items()}
-    return found.get("painted", {}) | real | oracle
-
-
-def cell_of(config: dict) -> str:
-    """Runs that differ by their seed alone; the same for all tables of Protocol I."""
-    source = "" if config["pictures"]["from"] == "painted" else f", {config['pictures']['from']}"
-    kind = config.get("undetected", "")
-    return (
-        f"{config['method']} {config['draw']} {len(config['seen'])} from {config['seen'][0]}, step {config['step']}"
-        + (f", {kind}{source}" if kind or source else "")
-    )
-
-
-def headline_steps(settings: Settings) -> list[dict]:
-    """Of the timestep curve, the runs that `make rerun` trains again."""
-    return [config for config in configs.timesteps(settings) if config["step"] in HEADLINE_STEPS]
-
-
-FAMILY = tuple(f"grounded-{name}" for name in ("t1", "novelty", "t3", "t4", "timesteps", "inversion"))
-
-
-def _experiment(id: str, stage: str, make, build, headline=True) -> Experiment:
-    """Tables of Protocol I share runs: the head of split 1 of `voc` stands in three of them."""
-    lenders = tuple(other for other in FAMILY if other != id)
-    return Experiment(id, stage, "fmseg.grounded_runs", make, build, cell_of, headline=headline, lenders=lenders)
-
-
-T1 = _experiment("grounded-t1", "32_protocol_one", configs.table_1, table_1)
-NOVELTY = _experiment("grounded-novelty", "32_protocol_one", configs.novelty, novelty, headline=False)
-T3 = _experiment("grounded-t3", "33_ablations", configs.table_3, table_3)
-T4 = _experiment("grounded-t4", "33_ablations", configs.table_4, table_4, headline=False)
-TIMESTEPS = _experiment("grounded-timesteps", "33_ablations", configs.timesteps, timesteps, headline=headline_steps)
-INVERSION = _experiment("grounded-inversion", "33_ablations", configs.inversion, inversion, headline=False)
+def test_a_run_that_learns_from_nothing_is_refused():
+    with pytest.raises(ValueError, match="the configuration trains on nothing: give `sets`, or `real`"):
+        zero_shot.run(config("model-a"))
