@@ -14,6 +14,7 @@ from fmseg.tables import cell, not_run, paper_value, row, table
 MISSING, EMPTY = "no record of its runs", "the oracle found what was asked for in no test picture"
 KINDS = ("seen", "new combination", "one new word", "both words new")
 HEADLINE_STEPS = (1, 4, 7, 10, 12)
+CLAIMED_STEPS = (1, 2, 12)  # rows that claims read; in a profile without them they say so
 GRID = 16  # cells a side of the head's logits
 CEILING = f"ceiling of a {GRID}x{GRID} grid"
 POOL = (
@@ -190,8 +191,11 @@ def timesteps(settings: Settings, records: list[dict | None]) -> dict:
         mine, say = _of(records, step=step), paper.five(paper.TIMESTEPS[of_paper])
         values = values_of(mine, _painted("scores"))
         rows.append(line(f"step {step}", values, COLUMNS, say, "INFERRED", any_record=bool(mine)))
-    rows.append(ceiling_row(settings, records))
     steps = settings.get("grounded.sampling.steps")
+    idle = not_run(f"no step of this profile, which samples in {steps}")
+    left_out = [step for step in CLAIMED_STEPS if step not in settings.get("grounded.timesteps")]
+    rows += [row(f"step {step}", dict.fromkeys(COLUMNS, idle)) for step in left_out]
+    rows.append(ceiling_row(settings, records))
     return table(
         "grounded-timesteps", "Features by denoising step", "Grounded Diffusion, supplement, plot over timesteps",
         "% IoU", list(COLUMNS), rows, provenance=provenance(TIMESTEPS, settings, records),

@@ -211,6 +211,15 @@ def test_runs_that_several_tables_need_are_the_same(settings):
     assert all(set(e.lenders) == set(keys) - {e.id} for e in PROTOCOL_ONE)
 
 
+def test_claims_can_be_read_in_every_profile():
+    smoke, rng = load("smoke", ROOT), np.random.default_rng(0)
+    made = {e.id: e.table(smoke, invented(e.configs(smoke), rng)) for e in (*PROTOCOL_ONE, T2)}
+    for entry in verdicts.judge(claims.testable(grounded_claims()), made, scale="smoke"):
+        assert entry["verdict"] == "not tested" and "smoke" in entry["why"]
+    steps = [row["label"] for row in made["grounded-timesteps"]["rows"]]
+    assert len(steps) == len(set(steps)) and {f"step {k}" for k in grounded.CLAIMED_STEPS} < set(steps)
+
+
 def test_every_claim_reads_cells_that_the_tables_have(built):
     listed = claims.testable(grounded_claims())
     assert len(listed) > 40
