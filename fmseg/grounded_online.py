@@ -10,6 +10,7 @@ alone, so that a run goes on from its checkpoint with the same pictures, and a s
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from fmseg import checkpoints, names, parts
 from fmseg.datasets import Example
+from fmseg.evaluation import weights_hash
 from fmseg.generation import noise_shape
 from fmseg.grounded_pictures import number_of
 from fmseg.grounding import GroundingHead
@@ -32,6 +34,7 @@ from fmseg.grounding_official import load_official, official_state
 from fmseg.grounding_targets import LEARNING_RATE, grounding_loss, label_map, oracle_targets
 from fmseg.grounding_text import class_queries, draw_classes, image_prompt, query_prompts, token_positions
 from fmseg.stable_diffusion import decode, encode_prompts, generate_latents, sample_noise
+from fmseg.tables import json_text, write_files
 from fmseg.taps import Taps, guidance_halves
 from fmseg.words import find
 
@@ -203,7 +206,7 @@ def paint_pairs(
         kind: 'one' object, 'two', or 'mixture'.
 
     Raises:
-        ValueError: unknown kind, a class that the data set does not have, or not whole parts.
+        ValueError: unknown kind, a class that the data set lacks, not whole parts, or a folder with another set.
     """
     find(kind, KINDS, "kind")
     if count < 1 or count % PART:
@@ -211,8 +214,9 @@ def paint_pairs(
     ids = {name: find(name, tuple(dataset), "class of the data set") for name in classes}
     objects = {"one": "single", "two": "two", "mixture": "random"}[kind]
     background, folder = tuple(dataset).index("background"), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     head.to(pipe.unet.device).eval()
+    about = {"kind": kind, "classes": list(classes), "recipe": asdict(recipe), "head": weights_hash(head)}
+    _same_set(folder / "about.json", about)
 
     @torch.no_grad()
     def pair(index: int) -> tuple[ndarray, ndarray]:
@@ -229,6 +233,12 @@ def paint_pairs(
 
     parts.fill({parts.file_of(folder, k): (lambda k=k: make(k)) for k in range(count // PART)})
     return PaintedPairs(folder, dataset, count)
+
+
+def _same_set(path: Path, about: dict) -> None:
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+        raise ValueError(f"{path.parent} holds pairs of another head or recipe, see {path.name}; choose another folder")
+    write_files({path: json_text(about)})
 
 
 def main(words: Sequence[str] | None = None) -> int:

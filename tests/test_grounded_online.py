@@ -116,6 +116,8 @@ def test_a_set_is_shared_and_goes_on(pipe, tmp_path, monkeypatch):
     export.write(again, tmp_path / "voc", "voc", "train")
     mask = np.asarray(Image.open(tmp_path / "voc/SegmentationClass/grounded_000003.png"))
     assert np.array_equal(mask, first.labels)
+    with pytest.raises(ValueError, match="holds pairs of another head or recipe"):
+        online.paint_pairs(pipe, head, SEEN, dataset, 20, tmp_path / "parts", replace(RECIPE, guidance=5.0))
     with pytest.raises(ValueError, match="`count` must be a multiple of 10"):
         online.paint_pairs(pipe, head, SEEN, dataset, 15, tmp_path / "parts", RECIPE)
 
