@@ -104,6 +104,12 @@ class Pictures:
         arrays = (array[part] for array in (self.images, self.latents, self.heat, self.truth))
         return Pictures(self.asks[part], *arrays, self.key | {"rows": [start, stop]})
 
+    def taken(self, rows: Sequence[int]) -> "Pictures":
+        """The pictures of those rows, in that order, as a set of its own."""
+        rows = [int(row) for row in rows]
+        arrays = (array[rows] for array in (self.images, self.latents, self.heat, self.truth))
+        return Pictures(tuple(self.asks[row] for row in rows), *arrays, self.key | {"taken": rows})
+
 
 def paint(asks: Sequence[Ask], steps: int, guidance: float, pipe=None) -> parts.Arrays:
     """Paint pictures in groups of :data:`fmseg.generation.GROUP`.

@@ -4,15 +4,17 @@ The pictures are painted once and shared (:mod:`fmseg.grounded_pictures`); a see
 initial weights and their order. Test pictures are the same for all seeds.
 """
 
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
+from fmseg import grounded_examples, grounded_train, zoo
 from fmseg import grounded_scores as scored
 from fmseg import grounded_sets as sets
-from fmseg import grounded_train, zoo
 from fmseg.datasets import get_draw
 from fmseg.generation import text_to_image
 from fmseg.grounded_inverted import inverted, true_triplets
@@ -53,8 +55,9 @@ def run(
 
     Returns:
         ``result``: ``miou`` (percent, mean over columns), ``weights``, ``scores`` (set of pictures -> column -> what
-        :func:`fmseg.grounded_scores.scores` gives), and for DAAM ``curve``, ``fixed`` and ``ceiling``; ``curve`` of the
-        loss; ``seconds``; and the trained ``model`` (None for DAAM).
+        :func:`fmseg.grounded_scores.scores` gives), ``ceiling`` (the same of the grids), ``examples`` (of painted
+        pictures, see :mod:`fmseg.grounded_examples`), and for DAAM ``curve`` and ``fixed``; ``curve`` of the loss;
+        ``seconds``; and the trained ``model`` (None for DAAM).
 
     Raises:
         ValueError: an unknown or missing key, name or value; weights that are not the configuration's.
@@ -92,24 +95,34 @@ def training_set(config: Mapping) -> Triplets:
     if source:
         return _inverted_set(config, seen, "train", what["images"], LEARN_FROM[source] == LEARN_FROM[1])
     classes = draw_things(config["draw"]) if what["of"] == "draw" else seen
-    found = []
-    for kind in KINDS:
-        if what.get(kind):
-            pictures = painted(
-                kind, classes, "train", what[kind], steps=config["sampling"]["steps"],
-                guidance=config["sampling"]["train"],
-            )  # fmt: skip
-            found.append(sets.only_of(_triplets(pictures, classes, config, "oracle"), seen))
-    data = sets.together(found)
+    how = {"steps": config["sampling"]["steps"], "guidance": config["sampling"]["train"]}
+    several = [painted(kind, classes, "train", what[kind], **how) for kind in KINDS if what.get(kind)]
+    found = [_unread(pictures, classes, config, "oracle", number) for number, pictures in enumerate(several)]
+    data = sets.together([sets.only_of(one, seen) for one in found])
     if config.get("undetected", "skip") == "skip":
         data = sets.with_any_mask(data)
     if not len(data):
         raise ValueError("no painted picture shows what was asked for: paint more, or lower `oracle.area`")
-    return sets.drawn_by(data, config["seed"], what["share"])
+    return _read(sets.drawn_by(data, config["seed"], what["share"]), several, config)
 
 
-def test_sets(config: Mapping) -> dict[str, tuple[Pictures, Triplets, list[str]]]:
-    """Test pictures by set: with their triplets and the column of each.
+@dataclass(frozen=True)
+class TestSet:
+    """Pictures that count in a score, their triplets, and the group of each.
+
+    Attributes:
+        several: the sets of pictures that features are read from, see :func:`fmseg.grounded_sets.read`; none where the
+            triplets have them.
+    """
+
+    pictures: Pictures
+    data: Triplets
+    groups: list[str | None]
+    several: tuple[Pictures, ...] = ()
+
+
+def test_sets(config: Mapping) -> dict[str, TestSet]:
+    """Test pictures by set; of painted ones those in which the oracle found everything, the others never count.
 
     ``test`` of the configuration: ``one``, ``two``: numbers of pictures of all classes of the draw; ``unseen``: pairs
     of each group of classes in ``groups``, of which uniform pairs would hold too few; ``novel``: pictures of one thing
@@ -120,21 +133,27 @@ def test_sets(config: Mapping) -> dict[str, tuple[Pictures, Triplets, list[str]]
     how = {"steps": config["sampling"]["steps"], "guidance": config["sampling"]["test"]}
     asked = [painted(kind, classes, "test", test[kind], **how) for kind in ("one", "two") if test.get(kind)]
     if test.get("unseen"):
-        asked += [painted("two", group, "test", test["unseen"], **how) for group in test["groups"]]
+        asked += [painted("two", g, f"test with {g[0]}", test["unseen"], **how) for g in test["groups"]]
     if asked:
-        data = sets.together([_triplets(p, classes, config, "oracle") for p in asked])
-        made["painted"] = (_side_by_side(asked), data, scored.columns_of(data, config["seen"]))
+        data = sets.together([_unread(p, classes, config, "oracle", k) for k, p in enumerate(asked)])
+        made["painted"] = _that_count(asked, data, scored.columns_of(data, config["seen"]))
     if test.get("novel"):
         pictures = painted("one", WEB_THINGS, "novel", test["novel"], **how)
-        data = _triplets(pictures, WEB_THINGS, config, "judge")
         kinds = [kind_of_novelty(a.names[0], tuple(config["seen"])) for a in pictures.asks]
-        made["novel"] = (pictures, data, kinds)
+        made["novel"] = _that_count([pictures], _unread(pictures, WEB_THINGS, config, "judge"), kinds)
     if test.get("real"):
         for name, true in (("real, truth", True), ("real, oracle", False)):
             pictures = _inverted(config, "val", test["real"])
             data = _of_inverted(pictures, config, classes, true)
-            made[name] = (pictures, data, [_seen_or_not(row, data, config["seen"]) for row in data.named.tolist()])
+            groups = [_seen_or_not(row, data, config["seen"]) for row in data.named.tolist()]
+            made[name] = TestSet(pictures, data, groups)
     return made
+
+
+def _that_count(several: list[Pictures], data: Triplets, groups: list[str]) -> TestSet:
+    rows = scored.complete(data).nonzero()[:, 0].tolist()
+    groups = [groups[row] for row in rows]
+    return TestSet(_side_by_side(several).taken(rows), data.subset(rows), groups, tuple(several))
 
 
 def draw_things(draw: str) -> tuple[str, ...]:
@@ -147,9 +166,12 @@ def _seen_or_not(row: list[int], data: Triplets, seen) -> str | None:
     return None if len(kinds) > 1 else ("seen" if kinds == {True} else "unseen")
 
 
-def _triplets(pictures: Pictures, classes, config: Mapping, oracle: str) -> Triplets:
-    options = config["oracle"] | {"name": oracle}
-    return sets.triplets(pictures, classes, config["step"], options, keep=config["step"] == 1)
+def _unread(pictures: Pictures, classes, config: Mapping, oracle: str, number: int = 0) -> Triplets:
+    return sets.unread(pictures, classes, config["oracle"] | {"name": oracle}, number=number)
+
+
+def _read(data: Triplets, several, config: Mapping) -> Triplets:
+    return sets.read(data, several, config["step"], keep=config["step"] == 1)
 
 
 def _inverted(config: Mapping, split: str, count: int) -> Pictures:
@@ -180,49 +202,54 @@ def _of_inverted(pictures: Pictures, config: Mapping, classes, true: bool) -> Tr
 
 def _side_by_side(several: list[Pictures]) -> Pictures:
     joined = {
-        what: np.concatenate([getattr(p, what) for p in several])
-        for what in ("images", "latents", "heat", "truth")
+        what: np.concatenate([getattr(p, what) for p in several]) for what in ("images", "latents", "heat", "truth")
     }
     return Pictures(tuple(a for p in several for a in p.asks), **joined, key={"sets": [p.key for p in several]})
 
 
 def _head(config, checkpoint, checkpoint_every, on_step) -> dict[str, Any]:
     head, how = trained(config, checkpoint=checkpoint, checkpoint_every=checkpoint_every, on_step=on_step)
-    sets_of = test_sets(config)
-    found = {
-        name: scored.scores(grounded_train.answers(head, data) > 0, data, groups)
-        for name, (_, data, groups) in sets_of.items()
-    }
+    tests, masks = test_sets(config), {}
+    for name, test in tests.items():
+        masks[name] = (
+            grounded_train.answers(head, _read(test.data, test.several, config) if test.several else test.data) > 0
+        )
+    found = {name: scored.scores(masks[name], test.data, test.groups) for name, test in tests.items()}
     result = {"miou": scored.mean_score(next(iter(found.values()))), "weights": grounded_train.identity(head)}
     result |= {"scores": found, "pictures": how["pictures"]}
-    if "real, truth" in sets_of:
-        result["against truth"] = _oracle_against_truth(*(sets_of[f"real, {k}"][1:] for k in ("truth", "oracle")))
+    result["ceiling"] = {name: _ceilings(test) for name, test in tests.items() if test.several}
+    if "painted" in tests:
+        test = tests["painted"]
+        result["examples"] = grounded_examples.kept(test.pictures, test.data, test.groups, masks["painted"])
+    if "real, truth" in tests:
+        result["against truth"] = _oracle_against_truth(tests["real, truth"], tests["real, oracle"])
     return {"result": result, "curve": how["curve"], "seconds": how["seconds"], "model": head}
 
 
-def _oracle_against_truth(true: tuple[Triplets, list], by_oracle: tuple[Triplets, list]) -> dict:
+def _oracle_against_truth(true: TestSet, by_oracle: TestSet) -> dict:
     """On real test pictures: the oracle's masks in them, as painted again, against the true ones, and the ceilings."""
-    (data, groups), (other, _) = true, by_oracle
-    found = {"oracle": scored.scores(other.masks, data, groups)}
-    for cells in CEILINGS:
-        found[f"ceiling {cells}"] = scored.scores(scored.through_grid(data.masks, cells), data, groups)
-    return found
+    found = {"oracle": scored.scores(by_oracle.data.masks, true.data, true.groups)}
+    return found | {f"ceiling {cells}": scores for cells, scores in _ceilings(true).items()}
+
+
+def _ceilings(test: TestSet) -> dict[str, dict]:
+    """Cells a side -> scores of the very masks that answers are compared with, after a grid so coarse."""
+    grids = {str(cells): scored.through_grid(test.data.masks, cells) for cells in CEILINGS}
+    return {cells: scored.scores(masks, test.data, test.groups) for cells, masks in grids.items()}
 
 
 def _daam(config) -> dict[str, Any]:
     """DAAM learns nothing, so a run of it is its scores on the test pictures, and the grids' ceilings beside them."""
-    import time
-
     started, result = time.perf_counter(), {"scores": {}, "fixed": {}, "curve": {}, "ceiling": {}}
-    for name, (pictures, data, groups) in test_sets(config).items():
-        if name.startswith("real"):
+    for name, test in test_sets(config).items():
+        if not test.several:
             raise ValueError("`test.real` has no heat maps for DAAM: real pictures are not painted from a prompt")
-        found = scored.swept(pictures, data, groups)
+        found = scored.swept(test.pictures, test.data, test.groups)
         result["scores"][name], result["fixed"][name] = found["best"], found["fixed"]
-        result["curve"][name] = found["curve"]
-        result["ceiling"][name] = {
-            str(cells): scored.scores(scored.through_grid(data.masks, cells), data, groups) for cells in CEILINGS
-        }
+        result["curve"][name], result["ceiling"][name] = found["curve"], _ceilings(test)
+        if name == "painted":
+            fixed = scored.daam_masks(test.pictures, test.data, scored.THRESHOLD)
+            result["examples"] = grounded_examples.kept(test.pictures, test.data, test.groups, fixed)
     result["miou"] = scored.mean_score(next(iter(result["scores"].values())))
     result["weights"] = canonical_hash(result["scores"])
     return {"result": result, "curve": [], "seconds": time.perf_counter() - started, "model": None}

@@ -90,6 +90,8 @@ def daam_masks(pictures: Pictures, data: Triplets, threshold: float) -> Tensor:
     """(N, O, H, W) bool: DAAM's heat maps of the named classes above a threshold."""
     heat = torch.from_numpy(pictures.heat)[:, : data.named.shape[1]]
     size = tuple(data.masks.shape[2:])
+    if not len(data):
+        return torch.zeros(data.masks.shape, dtype=torch.bool)
     normalised = normalised_heat(heat.flatten(0, 1).float(), size).unflatten(0, heat.shape[:2])
     return (normalised > threshold) & data.present[:, :, None, None]
 
@@ -114,5 +116,7 @@ def swept(pictures: Pictures, data: Triplets, groups: Sequence[str | None]) -> d
 def through_grid(masks: Tensor, cells: int) -> Tensor:
     """Masks averaged over a grid of ``cells`` a side, resized back and cut at a half: the most that logits on that grid
     can be expected to keep. (N, O, H, W) bool to the same."""
+    if not len(masks):
+        return masks
     small = F.adaptive_avg_pool2d(masks.float(), cells)
     return F.interpolate(small, tuple(masks.shape[2:]), mode="bilinear", align_corners=False) > 0.5

@@ -5,7 +5,7 @@ instances count (least score, least area, best or union) is decided afterwards.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fmseg.grounding_targets import oracle_targets
 from fmseg.oracle import Instance, instances, load_oracle, probabilities
 
 RULES = ("rule", "score", "area")  # of a configuration's `oracle`, beside `name`
+PLACE = "place"  # stands for the groups of features that were not read: (N, 2) int64, number of the set and row
 
 
 @dataclass(frozen=True)
@@ -170,31 +171,60 @@ def named_ids(asks: Sequence, classes: Sequence[str]) -> Tensor:
     return torch.tensor([[*(classes.index(n) for n in a.names), *[-1] * (most - len(a.names))] for a in asks])
 
 
+def unread(
+    pictures: Pictures, classes: Sequence[str], oracle: Mapping, *, number: int = 0, text: Tensor | None = None
+) -> Triplets:
+    """Pictures with the oracle's masks; in place of features, under :data:`PLACE`, where :func:`read` finds them.
+
+    Most pictures drop out when what to learn from, or what counts in a score, is chosen; their features need not be
+    read.
+
+    Args:
+        pictures: painted ones. classes: names, of which pictures name some.
+        oracle: ``name`` of the zoo's model, ``rule``, ``score``, ``area`` of :func:`oracle_masks`, and perhaps
+            ``swapped`` of :func:`seen_by`.
+        number: which of several sets this is, that are put :func:`together` and read at once.
+        text: (C, D) queries; None: from the zoo's text encoder.
+    """
+    options = {key: oracle[key] for key in RULES}
+    known = load_oracle(oracle["name"])[1]
+    found = seen_by(oracle["name"], pictures, oracle.get("swapped", False))
+    masks, detected = oracle_masks(found, pictures.asks, known, pictures.images.shape[1:3], **options)
+    text = grounded_pictures.queries(classes) if text is None else text
+    place = torch.stack([torch.full((len(pictures),), number), torch.arange(len(pictures))], 1)
+    named = named_ids(pictures.asks, classes)
+    return Triplets({PLACE: place}, named, masks, detected, tuple(classes), text, pictures.images)
+
+
+def read(data: Triplets, several: Sequence[Pictures], step: int, keep: bool = True) -> Triplets:
+    """The same triplets with the features of the pictures that are left.
+
+    Args:
+        data: from :func:`unread`, perhaps a choice. several: the sets of pictures by number.
+        step: of the features, counted from the clean end.
+        keep: whether features are kept in shared parts, then of whole sets; else only what is asked for is made.
+    """
+    place, made = data.features[PLACE], {}
+    for number, pictures in enumerate(several):
+        mine = (place[:, 0] == number).nonzero()[:, 0]
+        rows = place[mine, 1]
+        if not len(rows):
+            continue
+        if keep:
+            found = {g: t[rows] for g, t in grounded_pictures.kept_features(pictures, step).items()}
+        else:
+            found = grounded_pictures.features(pictures.taken(rows.tolist()), step)
+        for group, tensor in found.items():
+            made.setdefault(group, tensor.new_empty(len(data), *tensor.shape[1:]))[mine] = tensor
+    return replace(data, features=made)
+
+
 def triplets(
     pictures: Pictures, classes: Sequence[str], step: int, oracle: Mapping, *, text: Tensor | None = None,
     keep: bool = True,
 ) -> Triplets:  # fmt: skip
-    """Pictures with their features and the oracle's masks.
-
-    Args:
-        pictures: painted ones.
-        classes: names, of which pictures name some.
-        step: of the features, counted from the clean end.
-        oracle: ``name`` of the zoo's model, ``rule``, ``score``, ``area`` of :func:`oracle_masks`, and perhaps
-            ``swapped`` of :func:`seen_by`.
-        text: (C, D) queries; None: from the zoo's text encoder.
-        keep: whether features are kept in shared parts.
-    """
-    options = {key: oracle[key] for key in RULES}
-    known = load_oracle(oracle["name"])[1]
-    size = pictures.images.shape[1:3]
-    found = seen_by(oracle["name"], pictures, oracle.get("swapped", False))
-    masks, detected = oracle_masks(found, pictures.asks, known, size, **options)
-    text = grounded_pictures.queries(classes) if text is None else text
-    made = grounded_pictures.kept_features(pictures, step, keep)
-    return Triplets(
-        made, named_ids(pictures.asks, classes), masks, detected, tuple(classes), text, pictures.images
-    )  # fmt: skip
+    """Pictures with their features and the oracle's masks: :func:`unread` and :func:`read` at once."""
+    return read(unread(pictures, classes, oracle, text=text), [pictures], step, keep)
 
 
 def only_of(whole: Triplets, seen: Sequence[str]) -> Triplets:

@@ -14,7 +14,9 @@ from fmseg.tables import cell, not_run, paper_value, row, table
 MISSING, EMPTY = "no record of its runs", "the oracle found what was asked for in no test picture"
 KINDS = ("seen", "new combination", "one new word", "both words new")
 HEADLINE_STEPS = (1, 4, 7, 10, 12)
+CLAIMED_STEPS = (1, 2, 12)  # rows that claims read; in a profile without them they say so
 GRID = 16  # cells a side of the head's logits
+CEILING = f"ceiling of a {GRID}x{GRID} grid"
 POOL = (
     "One pool of painted pictures serves all seeds; a seed fixes which share of them a head sees, its initial weights "
     "and their order. Test pictures are fixed; a picture counts where the oracle finds every class that was asked for. "
@@ -73,11 +75,19 @@ def _pooled(record: Mapping) -> dict:
     return {column: {"miou": found["pooled"]} for column, found in _painted("scores")(record).items()}
 
 
+def ceiling_row(settings: Settings, records: Sequence[Mapping]) -> dict:
+    """What the masks that answers are compared with keep of themselves on the head's grid; of the first record that
+    says so, since test pictures are the same for all."""
+    there = [r for r in records if r and "painted" in r["result"].get("ceiling", {})][:1]
+    values = values_of(there, lambda r: r["result"]["ceiling"]["painted"][str(GRID)])
+    return line(CEILING, for_all(values, settings.get("seeds")), COLUMNS, any_record=bool(there))
+
+
 def table_1(settings: Settings, records: list[dict | None]) -> dict:
     """The table `grounded-t1`: DAAM and heads on three splits of two draws."""
     columns = [f"{draw} {column}" for draw in paper.DRAWS for column in COLUMNS]
     kinds = {"DAAM 0.4": None, "DAAM best": paper.DAAM, "head": paper.HEAD, "head pooled": None}
-    kinds |= {f"ceiling of a {GRID}x{GRID} grid": None}
+    kinds |= {CEILING: None}
     made: dict[str, list[tuple[Values, bool]]] = {kind: [] for kind in kinds}
     for number in configs.SPLITS:
         parts: dict[str, Values] = {kind: {} for kind in kinds}
@@ -90,7 +100,7 @@ def table_1(settings: Settings, records: list[dict | None]) -> dict:
                 "DAAM best": ("daam", _painted("scores")),
                 "head": ("head", _painted("scores")),
                 "head pooled": ("head", _pooled),
-                f"ceiling of a {GRID}x{GRID} grid": ("daam", lambda r: r["result"]["ceiling"]["painted"][str(GRID)]),
+                CEILING: ("daam", lambda r: r["result"]["ceiling"]["painted"][str(GRID)]),
             }
             for kind, (method, read) in reads.items():
                 values = values_of(mine[method], read, f"{draw} ")
@@ -128,7 +138,7 @@ def novelty(settings: Settings, records: list[dict | None]) -> dict:
         line("DAAM best", of_daam(lambda r: r["result"]["scores"]["novel"]), KINDS, any_record=bool(daam)),
         line("DAAM 0.4", of_daam(lambda r: r["result"]["fixed"]["novel"]), KINDS, any_record=bool(daam)),
         line(
-            f"ceiling of a {GRID}x{GRID} grid", of_daam(lambda r: r["result"]["ceiling"]["novel"][str(GRID)]), KINDS,
+            CEILING, of_daam(lambda r: r["result"]["ceiling"]["novel"][str(GRID)]), KINDS,
             any_record=bool(daam),
         ),
     ]  # fmt: skip
@@ -145,6 +155,7 @@ def table_3(settings: Settings, records: list[dict | None]) -> dict:
     for label, undetected in configs.ZERO_MASKS.items():
         mine, say = _of(records, undetected=undetected), paper.five(paper.ZERO_MASKS[label])
         rows.append(line(label, values_of(mine, _painted("scores")), COLUMNS, say, any_record=bool(mine)))
+    rows.append(ceiling_row(settings, records))
     return table(
         "grounded-t3", "Zero masks for what the oracle did not find", "Grounded Diffusion, Table 3", "% IoU",
         list(COLUMNS), rows, note=POOL, provenance=provenance(T3, settings, records),
@@ -158,10 +169,12 @@ def table_4(settings: Settings, records: list[dict | None]) -> dict:
         mine = [r for r in records if r and len(r["config"]["seen"]) == count]
         values = values_of(mine, _painted("scores"))
         rows.append(line(seen_label(count, total), values, COLUMNS, paper.five(printed), any_record=bool(mine)))
+    rows.append(ceiling_row(settings, mine))  # columns are about other classes in every row; these are the last one's
     return table(
         "grounded-t4", "The number of seen classes", "Grounded Diffusion, Table 4", "% IoU", list(COLUMNS), rows,
         note=f"{POOL} The paper's rows are 5, 20, 35, 50 and 65 of 80 classes, ours the same shares of {total}. In the "
-        "order in which classes are added the paper's is not recovered; ours is the split's own.",
+        "order in which classes are added the paper's is not recovered; ours is the split's own. The ceiling is of the "
+        "last row's columns.",
         provenance=provenance(T4, settings, records),
     )  # fmt: skip
 
@@ -179,6 +192,10 @@ def timesteps(settings: Settings, records: list[dict | None]) -> dict:
         values = values_of(mine, _painted("scores"))
         rows.append(line(f"step {step}", values, COLUMNS, say, "INFERRED", any_record=bool(mine)))
     steps = settings.get("grounded.sampling.steps")
+    idle = not_run(f"no step of this profile, which samples in {steps}")
+    left_out = [step for step in CLAIMED_STEPS if step not in settings.get("grounded.timesteps")]
+    rows += [row(f"step {step}", dict.fromkeys(COLUMNS, idle)) for step in left_out]
+    rows.append(ceiling_row(settings, records))
     return table(
         "grounded-timesteps", "Features by denoising step", "Grounded Diffusion, supplement, plot over timesteps",
         "% IoU", list(COLUMNS), rows, provenance=provenance(TIMESTEPS, settings, records),
@@ -197,7 +214,7 @@ def inversion(settings: Settings, records: list[dict | None]) -> dict:
         mine = [r for r in records if r and r["config"]["pictures"]["from"] == source]
         rows.append(line(label, values_of(mine, _with_real), columns, any_record=bool(mine)))
     there = [r for r in records if r and "against truth" in r["result"]][:1]
-    for name, label in {"oracle": "the oracle itself", f"ceiling {GRID}": f"ceiling of a {GRID}x{GRID} grid"}.items():
+    for name, label in {"oracle": "the oracle itself", f"ceiling {GRID}": CEILING}.items():
         values = values_of(there, lambda r, name=name: r["result"]["against truth"][name], "real ")
         rows.append(line(label, for_all(values, settings.get("seeds")), columns[-4:-2], any_record=bool(there)))
     return table(

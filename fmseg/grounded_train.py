@@ -137,9 +137,8 @@ def fingerprint(data: Triplets) -> list:
 @torch.no_grad()
 def answers(head: nn.Module, data: Triplets, batch: int = 25) -> Tensor:
     """(N, O, H, W) float32 logits of each picture's named classes, 0 where none is named. The head stays as it is."""
-    was_training = head.training
+    was_training, made = head.training, [torch.zeros(0, *data.masks.shape[1:])]
     head.eval()
-    made = []
     for start in range(0, len(data), batch):
         features, text, masks, _, present = batch_of(data, torch.arange(start, min(start + batch, len(data))))
         made.append(head(features, text, size=masks.shape[2:], present=present))

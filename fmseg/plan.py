@@ -12,14 +12,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fmseg import on_disk
+from fmseg import on_disk, plan_grounded
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.cite import duration
 from fmseg.experiment import Experiment, on_real_data
@@ -45,7 +45,8 @@ class Cost:
     Attributes:
         step: seconds a training step of the whole batch. picture: seconds a picture in evaluation. prepare: seconds
         before the first step (drawing the world). memory, checkpoint: bytes. device: where it was measured.
-        scaled: batch size it was measured at, if not the run's own.
+        scaled: batch size it was measured at, if not the run's own. units: seconds of what runs share, a piece; see
+        :mod:`fmseg.plan_grounded`.
     """
 
     step: float
@@ -55,6 +56,7 @@ class Cost:
     checkpoint: int
     device: str
     scaled: int | None = None
+    units: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Prediction:
 
 def kind_of(config: dict) -> tuple:
     """Runs of one kind cost the same a step: same model, images and batch; or the same measurement of the zoo."""
+    if plan_grounded.concerns(config):
+        return plan_grounded.kind_of(config)
     if "zoo" in config and "protocol" not in config:
         return (config["method"],)
     train = config["train"]
@@ -125,6 +129,10 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
     On a CPU a paper-size model is timed at batch one and scaled by the batch size. A measurement of the zoo is timed on
     a few pictures and on twice as many.
     """
+    if plan_grounded.concerns(config):
+        _forget_peak_memory()
+        found = plan_grounded.calibrate(config, clock, calibrate)
+        return Cost(**{"memory": _peak_memory(), "checkpoint": 0, "device": "CPU"} | found)
     if "protocol" in config:
         return _calibrate_step(config, clock)
     if "zoo" in config:
@@ -241,6 +249,8 @@ def _prepare_seconds(config: dict, clock) -> float:
 
 def validation_pictures(config: dict) -> int:
     """How many pictures a run is evaluated on; counted on disk where the data are at hand."""
+    if plan_grounded.concerns(config):
+        return config.get("validation", 0)  # of heads, test pictures are part of the preparation
     if "sets" in config:
         name, how = next(iter(config["sets"].items()))  # a step's own data set is looked at once, at the end
         split = how["validation"]
@@ -273,15 +283,17 @@ def predict(
         trained.append(min(recorded, key=lambda c: c["train"]["steps"]))
     each = [run_seconds(c, costs[kind_of(c)], validation_pictures(c)) for c in trained]
     batches = [each[: len(missing)], each[len(missing) :]]
+    common = plan_grounded.shared_seconds((c, costs[kind_of(c)].units) for c in trained if plan_grounded.concerns(c))
     if real:
         total = sum(each) / devices
-    else:
+    else:  # workers make what they share part by part, side by side
         total = NOTEBOOK_SECONDS + sum(WORKER_SECONDS + in_parallel(b, workers) for b in batches if b)
+        total += common / workers
     used = [costs[kind_of(c)] for c in trained]
     at_once = 1 if real else min(workers, max(1, len(missing)))
     memory = max((c.memory for c in used), default=0) * at_once
     disk = max((c.checkpoint for c in used), default=0) * at_once + 100_000 * len(configs)
-    return Prediction(len(missing), sum(each), total, memory, disk)
+    return Prediction(len(missing), sum(each) + common, total, memory, disk)
 
 
 def _trains_live(experiment: Experiment, settings: Settings) -> bool:
@@ -356,7 +368,10 @@ def plan(settings: Settings, stages: list[str], workers: int | None = None, prog
         find(stage, tuple(names), "stage")
     for stage in stages or names:
         made = [EXPERIMENTS[id] for id in made_by(stage) if EXPERIMENTS[id].configs(settings)]
-        if not made:
+        heads = [id for id in made_by(stage) if id.startswith("grounded-")] if on_real_data(settings) else []
+        if heads:
+            parts.append(plan_grounded.paper_report(stage, heads, settings, calibrate, progress))
+        elif not made:
             parts.append(f"{stage}: no training; about {duration(NOTEBOOK_SECONDS)}")
         for experiment in made:
             if progress:

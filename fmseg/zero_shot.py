@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from fmseg import protocols, zoo
 from fmseg.clip import load_clip, text_embeddings
 from fmseg.datasets import Drawn, draw_set
-from fmseg.evaluation import weights_hash
+from fmseg.evaluation import predict, weights_hash
+from fmseg.labelmaps import pack
 from fmseg.measure_perception import dense_scores
 from fmseg.metrics import Confusion, seen_unseen
 from fmseg.provenance import canonical_hash
@@ -32,6 +33,8 @@ from fmseg.zero_shot_sets import synthetic
 KEYS = ("method", "seed", "draw", "split", "images", "validation", "size", "zoo", "train")
 OPTIONAL = ("segmenter", "backbone", "sets", "head", "real", "generator")
 CLIP_DENSE = "clip-dense"
+REAL = "real seen"  # name of the source of real pictures
+EXAMPLES = 6  # validation pictures, and pairs of a synthetic set, whose label maps are kept
 _GROUP = 50  # validation pictures at a time
 
 
@@ -56,7 +59,8 @@ def run(
 
     Returns:
         As :func:`fmseg.supervised.run`; ``miou`` is the harmonic mean in percent; besides ``seen``, ``unseen``,
-        ``harmonic`` in percent, and ``iou`` by class of the split.
+        ``harmonic`` in percent, and ``iou`` by class of the split; ``examples`` are packed predictions with background
+        (the id after the last class) where the row knows it, ``sets`` the first label maps of each synthetic set.
 
     Raises:
         ValueError: an unknown or missing key, name or value; nothing to train on; other weights than the zoo's.
@@ -91,6 +95,12 @@ def run(
         imagine(model, sources, split, config["generator"], config["seed"])
         iou = validation(model, slice(None)).compute()
     result = _scores(iou, split) | {"weights": weights_hash(model)[:16]}
+    result["examples"] = pack(predict(model, held_out.images[:EXAMPLES]))
+    painted = [source for source in sources if source.name != REAL]
+    result["sets"] = [
+        {"kind": what["kind"], "rich": what.get("rich", False), "labels": pack(source.labels[:EXAMPLES])}
+        for what, source in zip(config.get("sets", ()), painted, strict=True)
+    ]
     curve = [[step, round(100 * value, 4)] for step, value in done.curve]
     return {"result": result, "curve": curve, "seconds": done.seconds + time.perf_counter() - started, "model": model}
 
@@ -111,7 +121,7 @@ def real_source(real: Drawn, split: protocols.ZeroShot) -> Source:
     """Real pictures with at least one seen class; all other pixels, background included, are not labelled."""
     rows = split.images(real.present, real.classes)
     table = split.train_table(real.classes)
-    return Source(real.images[rows], table[real.labels[rows]], name="real seen")
+    return Source(real.images[rows], table[real.labels[rows]], name=REAL)
 
 
 @torch.no_grad()
@@ -189,12 +199,15 @@ def _clip(config: Mapping, split: protocols.ZeroShot, images: ndarray, truth: nd
     started, clip = time.perf_counter(), load_clip(zoo.folder("clip"))
     maps = dense_scores(clip, images, text_embeddings(clip, split.classes), by=2)
     size = images.shape[1:3]
-    made = Confusion(len(split.classes))
+    made, examples = Confusion(len(split.classes)), None
     for start in range(0, len(images), _GROUP):
         part = nn.functional.interpolate(maps[start : start + _GROUP], size, mode="bilinear", align_corners=False)
-        made.update(part.argmax(1), torch.from_numpy(truth[start : start + _GROUP].astype(np.int64)))
+        answer = part.argmax(1)
+        made.update(answer, torch.from_numpy(truth[start : start + _GROUP].astype(np.int64)))
+        examples = answer[:EXAMPLES].to(torch.uint8).numpy() if examples is None else examples
     result = _scores(made.compute(), split)
     result["weights"] = canonical_hash(result)
+    result |= {"examples": pack(examples), "sets": []}
     return {"result": result, "curve": [], "seconds": time.perf_counter() - started, "model": None}
 
 

@@ -86,6 +86,48 @@ def test_kept_features_equal_those_made_anew():
     assert kept["low"].dtype == torch.float16 and len(kept["low"]) == PART + 4
 
 
+ORACLE = {"name": "oracle", "rule": "best", "score": 0.0, "area": 1}
+
+
+def test_features_are_read_for_the_pictures_that_are_left(monkeypatch):
+    several = [painted(kind, VOC_THINGS, "toys", PART, **HOW) for kind in ("one", "two")]
+    whole = grounded_sets.together([grounded_sets.triplets(p, VOC_THINGS, 1, ORACLE) for p in several])
+    unread = [grounded_sets.unread(p, VOC_THINGS, ORACLE, number=k) for k, p in enumerate(several)]
+    rows = [PART + 3, 2, 5, PART + 1]
+    left = grounded_sets.together(unread).subset(rows)
+    for keep in (True, False):
+        found = grounded_sets.read(left, several, 1, keep)
+        assert torch.equal(found.masks, whole.masks[rows]) and set(found.features) == set(GROUPS)
+        for group in GROUPS:
+            assert torch.allclose(found.features[group].float(), whole.features[group][rows].float(), atol=2e-2)
+    asked = []
+    monkeypatch.setattr(
+        grounded_pictures, "features", lambda p, step, pipe=None: asked.append(len(p)) or features(p, step)
+    )
+    grounded_sets.read(left, several, 2, keep=False)
+    assert asked == [2, 2], "no other picture's"
+    assert grounded_sets.read(left.subset([]), several, 1).features == {}
+
+
+def test_only_pictures_that_count_are_answered():
+    found = grounded_runs.test_sets(toys.config())["painted"]
+    assert grounded_sets.PLACE in found.data.features and found.several and 0 < len(found.data) < 60
+    assert (found.data.detected | ~found.data.present).all() and len(found.pictures) == len(found.groups)
+    names = [[found.data.classes[k] for k in row if k >= 0] for row in found.data.named.tolist()]
+    assert [list(a.names) for a in found.pictures.asks] == names
+
+
+def test_pairs_of_unseen_classes_have_noise_of_their_own():
+    found = grounded_runs.test_sets(toys.config(test={"two": 20, "unseen": 20, "groups": [list(VOC_THINGS[:3])]}))
+    seeds = [a.seed for pictures in found["painted"].several for a in pictures.asks]
+    assert len(seeds) == len(set(seeds)) == 40
+
+
+def test_where_the_oracle_finds_nothing_nothing_is_scored():
+    result = toys.run(oracle={"rule": "best", "score": 0.0, "area": 5000}, undetected="zero")["result"]
+    assert result["scores"]["painted"] == {} and result["miou"] == 0.0 and result["examples"]["asks"] == []
+
+
 def test_the_exercise_on_timesteps_agrees_with_the_sampler():
     from fmseg.exercises_unet import timestep_of
 

@@ -10,6 +10,7 @@ from fmseg import zero_shot_generator as generator
 from fmseg.datasets import draw_set
 from fmseg.generation import text_to_image
 from fmseg.grounded_pictures import painted
+from fmseg.labelmaps import unpack
 from fmseg.segmenters import SCRATCH, build
 from fmseg.training import Source
 
@@ -140,6 +141,11 @@ def test_synthetic_and_real_seen_pictures_train_a_segmenter(installed):
     s, u, h = (result[k] for k in ("seen", "unseen", "harmonic"))
     assert h == pytest.approx(0 if s * u == 0 else 2 * s * u / (s + u), abs=1e-2) and len(result["iou"]) == 20
     assert result["miou"] == h
+    assert unpack(result["examples"]).shape == (zero_shot.EXAMPLES, 64, 64)
+    for kept, what in zip(result["sets"], sets, strict=True):
+        made = pairs(kept["kind"], rich=kept["rich"])
+        assert kept["kind"] == what["kind"]
+        assert np.array_equal(unpack(kept["labels"]), made.labels[: zero_shot.EXAMPLES])
 
 
 def test_unseen_pixels_of_real_pictures_are_not_labelled():

@@ -1,0 +1,151 @@
+"""What Grounded Diffusion's runs are predicted to cost: shared pictures counted once, by hand and on a toy zoo."""
+
+import json
+from itertools import count
+
+import grounded_toys as toys
+import pytest
+from toys import ROOT
+
+from fmseg import grounded_full, grounded_tables, plan, plan_grounded, zoo
+from fmseg.generation import text_to_image
+from fmseg.grounded_pictures import PART
+from fmseg.settings import load
+from fmseg.zero_shot_table import T2
+
+UNITS = {"paint": 1.0, "look": 0.1, "read": 0.01, "answer": 0.001, "step": 0.5}
+TABLES = {e.id: e for e in (*(vars(grounded_tables)[n] for n in ("T1", "NOVELTY", "T3", "TIMESTEPS", "INVERSION")), T2)}
+
+
+@pytest.fixture
+def cards(tmp_path, monkeypatch):
+    """A zoo of cards alone: configurations name hashes, nothing is loaded."""
+    for name in ("diffusion", "oracle", "judge", "clip", "backbone-segformer"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / zoo.CARD).write_text(json.dumps({"files": {"model": name}}))
+    monkeypatch.setenv("FMSEG_ZOO", str(tmp_path))
+
+
+def runs_of(id, profile="mini"):
+    return TABLES[id].configs(load(profile, ROOT))
+
+
+def test_pictures_of_all_splits_and_seeds_are_painted_once(cards):
+    runs = [(config, {**dict.fromkeys(UNITS, 0.0), "paint": 1.0}) for config in runs_of("grounded-t1")]
+    test = 3 * 80  # pairs of unseen classes of three splits
+    assert plan_grounded.shared_seconds(runs) == (600 + 160 + 200 + test) + (600 + 200 + 200 + test)
+    assert plan_grounded.shared_seconds(runs[:1]) == 160 + 200 + test, "DAAM learns from nothing"
+    assert plan_grounded.shared_seconds([]) == 0.0
+
+
+def test_whole_parts_are_painted(cards):
+    config = runs_of("grounded-novelty")[0] | {"test": {"novel": PART + 1}}
+    assert plan_grounded.shared_seconds([(config, UNITS)]) == pytest.approx(2 * PART * 1.11)
+
+
+def test_inverted_pictures_belong_to_a_seed(cards):
+    runs = [c for c in runs_of("grounded-inversion") if "inverted" in c["pictures"]["from"]]
+    names = [name for config in runs for name in plan_grounded.shared(config)]
+    assert len({n for n in names if n[0] == "train"}) == 5 and ("val", "voc") in names
+
+
+def test_features_of_noisier_steps_are_each_run_s_own(cards):
+    clean, noisy = (next(c for c in runs_of("grounded-timesteps") if c["step"] == step) for step in (1, 12))
+    tested, taught = 160 + 200 + 3 * 80, 600
+    assert plan_grounded.own(clean, UNITS) == pytest.approx(tested * 0.001)
+    assert plan_grounded.own(noisy, UNITS) == pytest.approx(tested * 0.001 + (tested + taught) * 0.01)
+    assert "read" not in next(iter(plan_grounded.shared(noisy).values()))
+    assert plan.kind_of(clean) != plan.kind_of(noisy) == plan.kind_of(noisy | {"step": 7, "seed": 4})
+
+
+def test_a_head_that_labels_several_sets_is_trained_once(cards):
+    runs = [c for c in runs_of("grounded-t2") if c["draw"] == "voc" and c["seed"] == 0 and c.get("sets")]
+    only_step = {**dict.fromkeys(UNITS, 0.0), "step": 1.0}
+    assert plan_grounded.shared_seconds((c, only_step) for c in runs) == runs[0]["head"]["train"]["steps"]
+    only_answer = {**dict.fromkeys(UNITS, 0.0), "answer": 1.0}
+    assert plan_grounded.shared_seconds((c, only_answer) for c in runs) == 320 + 320 + 160 + 160
+    assert plan_grounded.shared(next(c for c in runs_of("grounded-t2") if not c.get("sets"))) == {}
+
+
+def test_every_run_has_a_kind_and_a_table_has_few(cards):
+    for id in TABLES:
+        runs = runs_of(id)
+        kinds = {plan.kind_of(config) for config in runs}
+        assert all(map(plan_grounded.concerns, runs)) and len(kinds) <= min(16, len(runs) // 2)
+        assert {plan.validation_pictures(c) for c in runs} == ({300} if id == "grounded-t2" else {0})
+
+
+def test_a_table_by_hand(cards):
+    settings, experiment = load("mini", ROOT), TABLES["grounded-t3"]
+    runs = experiment.configs(settings)
+    cost = plan.Cost(2.0, 0.0, 7.0, 10**9, 0, "made up", units=UNITS)
+    found = plan.predict(experiment, settings, {plan.kind_of(c): cost for c in runs}, workers=2, from_scratch=True)
+    each, common = 7 + 2.0 * runs[0]["train"]["steps"], (600 + 160 + 200 + 240) * 1.11
+    assert found.runs == len(runs) == 10 and found.serial == pytest.approx(10 * each + common)
+    assert found.total == pytest.approx(plan.NOTEBOOK_SECONDS + plan.WORKER_SECONDS + 5 * each + common / 2)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    made = tmp_path_factory.mktemp("zoo")
+    toys.make_zoo(made)
+    return made
+
+
+def test_a_picture_and_a_step_are_timed_and_nothing_is_left_behind(small, tmp_path, monkeypatch):
+    toys.install(small, monkeypatch)
+    monkeypatch.setenv("FMSEG_PARTS", str(tmp_path))
+    ticks = count()
+    cost = plan.calibrate(toys.config(), lambda: float(next(ticks)))
+    assert cost.units == {"paint": 1 / PART, "look": 1 / PART, "read": 1 / PART, "answer": 1 / PART, "step": 1.0}
+    assert cost.step == 1.0 and cost.prepare == pytest.approx(60 / PART) and cost.memory > 0
+    assert not list(tmp_path.iterdir())
+    daam = {k: v for k, v in toys.config(method="daam", train={"steps": 9}).items() if k not in ("head", "undetected")}
+    cost = plan.calibrate(daam, lambda: float(next(ticks)))
+    assert (cost.step, cost.prepare, cost.units["paint"]) == (0.0, 0.0, 1 / PART)
+    text_to_image.cache_clear()
+
+
+def test_protocol_two_is_timed_as_the_segmenter_that_it_trains():
+    config = {
+        "method": "model-a", "segmenter": "segformer", "draw": "voc", "images": 8, "validation": 8, "size": 64,
+        "split": "mini/grounded-voc-1", "seed": 0, "train": {"steps": 4, "batch_size": 4, "lr": 0.01},
+    }  # fmt: skip
+    asked = []
+
+    def of_segmenter(run, clock):
+        asked.append(run)
+        return plan.Cost(2.0, 0.5, 7.0, 1, 2, "CPU")
+
+    found = plan_grounded.calibrate(config, None, of_segmenter)
+    assert plan.Cost(**found) == plan.Cost(2.0, 0.5, 7.0, 1, 2, "CPU") and asked[0]["method"] == "segformer"
+    assert set(asked[0]) == {"method", "seed", "draw", "images", "validation", "size", "train"}
+
+
+MEASURED = {"seconds": {"step": 2.0, "decode": 1.0, "oracle": 0.5, "forward": 0.25, "backward": 0.25}, "memory": 9e9}
+
+
+def test_the_paper_s_tables_by_arithmetic():
+    found = plan_grounded.at_paper_size(MEASURED, segmenter=0.01, seeds=2)
+    head = grounded_full.ITERATIONS * (101 + 1.0)
+    assert found["grounded-t3"] == 2 * head and found["grounded-timesteps"] == 20 * head
+    assert found["grounded-t1"] == 12 * head + 2 * 30 * 100 * 101.5
+    assert found["grounded-t2"] == 2 * (head + 10 * 320_000 * 0.01) + 120_000 * 101.25
+
+
+def test_a_plan_for_its_stages_in_every_profile(cards, monkeypatch):
+    monkeypatch.setattr(plan, "EXPERIMENTS", TABLES)
+    stages = ["32_protocol_one", "34_protocol_two"]
+    monkeypatch.setattr(plan, "stage_names", lambda root, photos=False: [] if photos else stages)
+    monkeypatch.setattr(plan, "made_by", lambda stage: [e.id for e in TABLES.values() if e.stage == stage])
+    monkeypatch.setattr(plan, "calibrate", lambda config: plan.Cost(1.0, 0.1, 1.0, 10**9, 0, "CPU", units=UNITS))
+    monkeypatch.setattr(grounded_full, "random_pipeline", lambda: type("Pipe", (), {"device": "cpu"}))
+    monkeypatch.setattr(grounded_full, "mask2former", lambda: None)
+    monkeypatch.setattr(grounded_full, "one_picture", lambda pipe, names, steps, oracle: MEASURED)
+    text = plan.plan(load("mini", ROOT), stages, workers=2, progress=False)
+    assert "32_protocol_one / grounded-t1: 36 of 36 runs to train" in text and "grounded-novelty" in text
+    assert "head from painted on voc, batch 8" in text and "34_protocol_two / grounded-t2" in text
+    text = plan.plan(load("paper", ROOT), stages, workers=2, progress=False)
+    assert "grounded-t1: " in text and "on 8, sharing perfectly" in text and "9.0 GB at the peak" in text
+    assert "grounded-novelty: of the mini world" in text and "grounded-t2: " in text
+    assert text.count("fmseg.grounded_online head") == 2 and text.count("fmseg.grounded_online pairs") == 1
