@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmseg import on_disk, plan_grounded
+from fmseg import on_disk, plan_grounded, plan_real_freemask
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.cite import duration
 from fmseg.experiment import Experiment, on_real_data
@@ -340,8 +340,6 @@ def report(experiment: Experiment, settings: Settings, costs: dict[tuple, Cost],
         data = sum(DATA_GB[name] for name in sets) * 10**9
         lines.append(f"  disk: {_size(data)} of data, {_size(made.disk)} of checkpoints and records")
         if any("generator" in c for c in experiment.configs(settings)):
-            from fmseg import plan_real_freemask
-
             lines += plan_real_freemask.lines(experiment.id, experiment.configs(settings), time.perf_counter)
     else:
         lines.append(
