@@ -70,8 +70,7 @@ class Layout:
 
     def entries(self, settings: Settings) -> list[Entry]:
         """All cells that have runs in this profile."""
-        found = [e for line in self.rows(settings).values() for e in line.values() if isinstance(e, Entry)]
-        return [e for e in found if not (e.mini and on_real_data(settings))]
+        return [e for line in self.rows(settings).values() for e in line.values() if _has_runs(e, settings)]
 
     def runs(self, settings: Settings, headline: bool = False) -> list[dict[str, Any]]:
         """Configurations of its runs, each once; [] in a profile or with a zoo that has none."""
@@ -110,7 +109,7 @@ class Layout:
     def records_of(self, settings: Settings, records: list[dict | None], label: str, column: str) -> dict[int, dict]:
         """{seed: record} of the runs behind a cell, as far as they are among ``records``; {} of a cell without runs."""
         entry = self.rows(settings)[label].get(column)
-        if self.lacking(settings) or entry not in self.entries(settings):
+        if self.lacking(settings) or not _has_runs(entry, settings):
             return {}
         found = {record["key"]: record for record in records if record}
         keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
@@ -127,6 +126,10 @@ class Layout:
     def headline(self, settings: Settings) -> list[dict[str, Any]]:
         """Configurations of the runs that `make rerun` trains without being asked for everything."""
         return self.runs(settings, headline=True)
+
+
+def _has_runs(entry: Entry | str | None, settings: Settings) -> bool:
+    return isinstance(entry, Entry) and not (entry.mini and on_real_data(settings))
 
 
 def describe(config: dict[str, Any]) -> str:
