@@ -14,11 +14,11 @@ from torch import nn
 
 from fmseg import freemask_data, parts, zoo
 from fmseg.evaluation import weights_hash
+from fmseg.fitting import Recipe, batch_indices, fit
 from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
 from fmseg.rectify import install, keep_masks, layout_prompt
 from fmseg.settings import check_config
 from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
-from fmseg.zoo_loop import Recipe, batch_indices, fit
 
 KEYS = (
     "start",

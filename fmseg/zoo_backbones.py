@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from fmseg.clip import Clip, load_clip
 from fmseg.dense_clip import dense_features, dilated
+from fmseg.fitting import fit
 from fmseg.segmenters import build
 from fmseg.zoo import sha256
 from fmseg.zoo_data import WORDS, WebImages, both, mixed_indices, named_words, naming_loss
-from fmseg.zoo_loop import fit
 from fmseg.zoo_run import Run
 
 SIDE = 16  # cells a side of the targets, and of what segmenters read

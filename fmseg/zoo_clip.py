@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from fmseg.clip import preprocess
 from fmseg.contrastive import contrastive_loss
+from fmseg.fitting import batch_indices, fit
 from fmseg.vocabulary import open_clip_tokenizer
 from fmseg.words import article
 from fmseg.zoo_configs import CLIP
 from fmseg.zoo_data import WORDS, both, mixed_indices, named_words, naming_loss
-from fmseg.zoo_loop import batch_indices, fit
 from fmseg.zoo_run import Run
 
 

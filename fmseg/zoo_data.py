@@ -16,8 +16,8 @@ from numpy import ndarray
 from torch import Tensor, nn
 
 from fmseg.datasets import draw_set
+from fmseg.fitting import Recipe, batch_indices
 from fmseg.words import PATTERNS, SHAPES, STUFF, WEB_PATTERNS, WEB_SHAPES, WEB_THINGS
-from fmseg.zoo_loop import Recipe, batch_indices
 
 WORDS = {  # what a caption can name, by kind
     "pattern": PATTERNS + WEB_PATTERNS, "shape": SHAPES + WEB_SHAPES, "ground": STUFF, "thing": WEB_THINGS,

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmseg.fitting import Recipe, fit
 from fmseg.noising import clean_latents, deciding_timesteps, noise_loss, signal_to_noise, spread_timesteps
 from fmseg.vocabulary import CONTEXT_LENGTH, clip_tokenizer
 from fmseg.zoo_backbones import targets_for
 from fmseg.zoo_configs import SCHEDULER, TEXT_ENCODER, UNET
 from fmseg.zoo_data import both, named_words, naming_loss, shared_indices
-from fmseg.zoo_loop import Recipe, fit
 from fmseg.zoo_run import Run
 from fmseg.zoo_sight import teach
 from fmseg.zoo_vae import feature_distance, pixels

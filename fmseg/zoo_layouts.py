@@ -10,12 +10,12 @@ from torch import nn
 
 from fmseg.datasets import draw_set
 from fmseg.eight_bits import save_unet
+from fmseg.fitting import batch_indices, fit
 from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
 from fmseg.rectify import install, keep_masks, layout_prompt
 from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
 from fmseg.zoo_configs import WEAK_UNET
 from fmseg.zoo_diffusion import NO_TEXT
-from fmseg.zoo_loop import batch_indices, fit
 from fmseg.zoo_run import Run
 
 GRIDS = (16, 8, 4, 2)  # where the U-Net's cross-attention works

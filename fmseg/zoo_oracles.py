@@ -3,10 +3,10 @@
 import torch
 from safetensors.torch import load_file
 
+from fmseg.fitting import batch_indices, fit
 from fmseg.oracle import to_tensor
 from fmseg.segmenters import build
 from fmseg.zoo_data import labelled_images
-from fmseg.zoo_loop import batch_indices, fit
 from fmseg.zoo_run import Run
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
+from fmseg.fitting import Recipe, save_weights
 from fmseg.provenance import canonical_hash, closure
 from fmseg.zoo_data import WebImages, web_images
-from fmseg.zoo_loop import Recipe, save_weights
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Run:
         return self.build / (name or self.name)
 
     def loop(self, part: str = "checkpoint", section: str | None = None) -> dict:
-        """Arguments of :func:`fmseg.zoo_loop.fit` that say where and what; ``section`` of zoo/params.yaml: the model's
+        """Arguments of :func:`fmseg.fitting.fit` that say where and what; ``section`` of zoo/params.yaml: the model's
         own, or that of a part which stays what it is when a later one changes."""
         return {
             "checkpoint": self.build / "state" / f"{self.name}-{part}.pt",

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fmseg.fitting import Recipe, fit
 from fmseg.zoo_backbones import DEPTH, PLACES_WEIGHT, SIDE, targets_of
 from fmseg.zoo_data import WORDS, naming_loss
-from fmseg.zoo_loop import Recipe, fit
 from fmseg.zoo_run import Run
 
 BLUR = 0.3  # deviation of noise on its latents, at most: predictions of clean latents are never quite clean

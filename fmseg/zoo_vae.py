@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fmseg.clip import MEAN, STD, load_clip
+from fmseg.fitting import batch_indices, fit
 from fmseg.zoo_configs import VAE
 from fmseg.zoo_data import both
-from fmseg.zoo_loop import batch_indices, fit
 from fmseg.zoo_run import Run
 
 KL_WEIGHT = 1e-4  # of the mean over latents, beside the mean over pixels

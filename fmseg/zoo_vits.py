@@ -16,8 +16,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fmseg.fitting import batch_indices, fit
 from fmseg.zoo_configs import VIT, VIT_MEAN, VIT_STD
-from fmseg.zoo_loop import batch_indices, fit
 from fmseg.zoo_run import Run
 
 CROP = 40  # pixels a side of what is trained on: 100 patches instead of 256

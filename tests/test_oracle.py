@@ -9,9 +9,9 @@ from torch import nn
 
 from fmseg import zoo
 from fmseg.datasets import get_draw
+from fmseg.fitting import save_weights
 from fmseg.oracle import Instance, best_mask, detect, instances, load_oracle, probabilities, to_tensor
 from fmseg.segmenters import build
-from fmseg.zoo_loop import save_weights
 
 
 def maps(*rows, sure=0.9):

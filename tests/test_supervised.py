@@ -7,11 +7,11 @@ import torch
 
 from fmseg import supervised, zoo
 from fmseg.evaluation import evaluate, predict
+from fmseg.fitting import save_weights
 from fmseg.labelmaps import unpack
 from fmseg.metrics import mean_iou
 from fmseg.provenance import closure
 from fmseg.segmenters import build, zoo_backbone
-from fmseg.zoo_loop import save_weights
 
 CONFIG = {
     "method": "segformer", "backbone": "scratch", "seed": 100, "draw": "voc", "split": "train", "images": 12,

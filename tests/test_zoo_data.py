@@ -9,6 +9,7 @@ import torch
 
 from fmseg import zoo_data
 from fmseg.datasets import DRAWS, draw_set, get_draw
+from fmseg.fitting import Recipe
 from fmseg.zoo_clip import in_other_words, shortened
 from fmseg.zoo_data import (
     WORDS,
@@ -21,7 +22,6 @@ from fmseg.zoo_data import (
     web_images,
 )  # fmt: skip
 from fmseg.zoo_diffusion import reworded
-from fmseg.zoo_loop import Recipe
 
 
 def words_of(caption):

@@ -27,7 +27,7 @@ def test_zoo_dvc_yaml_is_what_the_code_says():
 
 def test_a_stage_rests_on_its_code_its_parameters_and_what_it_builds_on():
     deps = {name: stage["deps"] for name, stage in STAGES.items()}
-    assert "../fmseg/zoo_vae.py" in deps["vae"] and "../fmseg/zoo_loop.py" in deps["oracle"]
+    assert "../fmseg/zoo_vae.py" in deps["vae"] and "../fmseg/fitting.py" in deps["oracle"]
     assert "../fmseg/zoo_clip.py" not in deps["vae"] and "../fmseg/training.py" not in deps["oracle"]
     built = {name: [d for d in found if d.startswith("build/")] for name, found in deps.items()}
     assert built == {name: [f"build/full/{BUILDS_ON[name]}"] if name in BUILDS_ON else [] for name in MODULES}
@@ -61,7 +61,7 @@ def test_models_come_after_those_they_build_on_and_names_cannot_be_mixed_up():
 def test_no_stage_of_the_root_pipeline_rests_on_a_training():
     roots = {**pipeline.stages(ROOT), **yaml.safe_load(pipeline.realdata_text(ROOT))["stages"]}
     deps = {dep for stage in roots.values() for dep in stage["deps"]}
-    own = {f"fmseg/{m.removeprefix('fmseg.')}.py" for m in [*MODULES.values(), "fmseg.zoo_train", "fmseg.zoo_loop"]}
+    own = {f"fmseg/{m.removeprefix('fmseg.')}.py" for m in [*MODULES.values(), "fmseg.zoo_train", "fmseg.zoo_run"]}
     assert "fmseg/zoo.py" in deps and not own & deps and not any("zoo/build" in dep for dep in deps)
 
 
@@ -194,7 +194,7 @@ def up_to_date(tmp_path):
 
 @pytest.mark.pipeline
 def test_a_changed_training_runs_nothing_of_the_root_pipeline(up_to_date):
-    for module in {*MODULES.values(), "fmseg.zoo_loop", "fmseg.zoo_train"}:
+    for module in {*MODULES.values(), "fmseg.zoo_run", "fmseg.zoo_train"}:
         with (provenance.modules(up_to_date)[module]).open("a") as file:
             file.write("\nMOVED = 1\n")
     params = up_to_date / "zoo/params.yaml"

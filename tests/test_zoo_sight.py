@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from fmseg.fitting import Recipe
 from fmseg.zoo_backbones import DEPTH, targets_of
-from fmseg.zoo_loop import Recipe
 from fmseg.zoo_run import Run
 from fmseg.zoo_sight import Sight, teach
 from fmseg.zoo_vae import feature_distance

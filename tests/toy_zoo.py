@@ -15,10 +15,10 @@ def make(folder: Path, methods=("segformer",)) -> Path:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    from fmseg.fitting import save_weights
     from fmseg.segmenters import build
     from fmseg.vocabulary import clip_tokenizer
     from fmseg.zoo_configs import SCHEDULER, TEXT_ENCODER, UNET, VAE, WEAK_UNET
-    from fmseg.zoo_loop import save_weights
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The loop that trains the zoo: AdamW, warm-up and cosine, an average of the weights, checkpoints, a log.
+"""The loop for what is not a segmenter, the zoo's models and own generators: AdamW, an average of the weights, a log.
 
 Every random choice of step s is drawn after seeding with (seed, s), so a run that was killed and resumed ends with the
 same bits. What is left behind: ``<name>.safetensors`` in half precision and ``<name>.json``, the facts of the run.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fmseg.zoo_loop import Recipe, _groups, batch_indices, fit, save_weights
+from fmseg.fitting import Recipe, _groups, batch_indices, fit, save_weights
 
 
 def test_the_learning_rate_by_hand():
