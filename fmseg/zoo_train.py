@@ -37,7 +37,7 @@ def sections(name: str) -> tuple[str, ...]:
     first = {
         "clip": ("clip-names", "clip-pairs"),
         "vae": ("vae-scenes", "vae-colours"),
-        "diffusion": ("diffusion-sight", "diffusion-words", "diffusion-looks", "duo"),
+        "diffusion": ("diffusion-sight", "diffusion-words", "diffusion-looks", "diffusion-outlines", "duo"),
     }.get(name, ())
     return (name, *first, "web", *(("icon",) if icons else ()))
 
