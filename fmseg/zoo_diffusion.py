@@ -29,7 +29,6 @@ from fmseg.zoo_run import Run
 from fmseg.zoo_sight import teach
 from fmseg.zoo_vae import feature_distance, pixels
 
-PARTS = ("words", "looks", "outlines")  # before the last; each has its section in zoo/params.yaml
 NO_TEXT = 0.1  # of the pictures come without their sentence, for classifier-free guidance
 
 
@@ -124,9 +123,13 @@ def train(run: Run) -> None:
         return loss
 
     before = []
-    for part in PARTS:
+    first = {
+        "words": run.recipe("diffusion-words"),
+        "looks": run.recipe("diffusion-looks"),
+        "outlines": run.recipe("diffusion-outlines"),
+    }
+    for part, mine in first.items():
         section = f"diffusion-{part}"
-        mine = run.recipe(section)
         loss = loss_of(mine, run.params[section])
         before.append(fit(model, mine, loss, count=len(web), **run.loop(part, section)))
     facts = fit(model, recipe, loss_of(recipe, options), count=len(web), **run.loop())
