@@ -4,7 +4,7 @@ In four parts. First the noise alone is learned: grounds follow the text soon, p
 after 7,000 steps. Then, mostly on single things and pairs, the picture that the U-Net has in mind is held against the
 true one in the eyes of a small network (:mod:`fmseg.zoo_sight`), which is also asked for the caption's words. At first
 these losses' gradients are about as large as the noise's, which gives patterns and few outlines (shapes named right:
-from .33 to .38 in 5,000 steps); in the third part they weigh four and ten times as much (.65 after 5,000 more), and in
+from .33 to .38 in 5,000 steps); in the third part they weigh four and ten times as much (.67 after 5,000 more), and in
 the last most pictures are pairs, of which the two things melted into one figure before.
 """
 
