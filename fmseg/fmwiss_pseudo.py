@@ -9,7 +9,7 @@ from typing import Any
 
 from fmseg import incremental_tables
 from fmseg.experiment import on_real_data, provenance
-from fmseg.fmwiss_ablations import STAGE, STANDARD, Variant, config_of
+from fmseg.fmwiss_ablations import JUDGED, STAGE, STANDARD, Variant, config_of
 from fmseg.incremental_configs import ABLATED, ablation_seeds, run_config, seeds
 from fmseg.incremental_tables import MISSING, Entry, by_place, measured
 from fmseg.mask_quality import MEASURES
@@ -35,7 +35,7 @@ def entries(settings: Settings) -> list[Entry]:
         Entry(label, ABLATED, config_of(settings, variant, seed))
         for label, (_, variant) in STAGES.items()
         if variant
-        for seed in ablation_seeds(settings)
+        for seed in ablation_seeds(settings, variant.label in JUDGED)
     ]
     return made + [
         Entry(label, ABLATED, run_config(settings, method, seed, ABLATED))

@@ -112,6 +112,9 @@ def _note(id: str, settings: Settings) -> str:
             f"Its co-segmentation keeps the {100 * keep:g} % of places with the highest attention; what K = 70 means "
             "in the paper is open. "
         )
+    share = settings.get("incremental.fmwiss").get("paste", 1.0)
+    if share != 1:
+        text += f"It pastes one into a share of {share:g} of the step's pictures; the paper, it seems, into each. "
     if settings.get("incremental.fmwiss").get("student_bkg_min"):
         text += "Its student's background is bounded by the new classes, as WILSON's is; eq 10, as recalled, is not. "
     if id == "fmwiss-t3":

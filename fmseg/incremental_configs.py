@@ -39,7 +39,7 @@ def protocol_of(setting: str, real: bool = False) -> str:
 
 def run_config(
     settings: Settings, method: str, seed: int, setting: str, *, share: float = 1.0, order: int = 0,
-    rare: bool = True, **changes: Any,
+    rare: bool = True, length: int = 1, **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """A run of :mod:`fmseg.incremental_runs`; of :mod:`fmseg.real_incremental` where the profile has ``data``.
 
@@ -51,6 +51,7 @@ def run_config(
         setting: a key of :data:`SETTINGS`.
         share: of the step's pictures, in (0, 1].
         order: 0 the world's own order of classes, 1 to 3 further ones (VOC settings alone).
+        length: how many times as long as usual the step takes, on the same pictures.
         rare: classes begin as rare as ``incremental.prior`` says, if it does; False: as torch begins a convolution.
         changes: to the method's options in ``incremental.<method>``; a value of None takes the option away.
 
@@ -62,6 +63,8 @@ def run_config(
     if on_real_data(settings):
         if order:
             raise ValueError(f"`order` must be 0 on real data, whose classes have one order; got {order}")
+        if length != 1:
+            raise ValueError(f"`length` must be 1 on real data, where epochs are WILSON's; got {length}")
         name = protocol_of(_JOINT_SETTING if method == JOINT and "COCO" not in setting else setting, real=True)
         return real_incremental_configs.run_config(settings, method, seed, name, share=share, **changes)
     protocol = protocol_of(setting) + (f"/order-{order}" if order else "")
@@ -74,7 +77,7 @@ def run_config(
     if "own_clip" in options:
         options["own_clip"] = _training(settings, "own_clip", values["exposures"]["own_clip"])
     seen = values["exposures"]
-    exposures = seen["step"] + (seen["base"] if method == JOINT else 0)
+    exposures = length * seen["step"] + (seen["base"] if method == JOINT else 0)
     base = _training(settings, "base", seen["base"]) | {"family": family(method)}
     config = {
         "method": method,
@@ -101,9 +104,9 @@ def seeds(settings: Settings, method: str) -> list[int]:
     return settings.get("seeds")[:count]
 
 
-def ablation_seeds(settings: Settings) -> list[int]:
-    """The seeds of every row of the ablations."""
-    return settings.get("seeds")[: settings.get("incremental.seeds.ablations")]
+def ablation_seeds(settings: Settings, judged: bool = False) -> list[int]:
+    """The seeds of a row of the ablations; ``judged``: a claim reads it."""
+    return settings.get("seeds")[: settings.get(f"incremental.seeds.{'judged' if judged else 'ablations'}")]
 
 
 def _training(settings: Settings, part: str, exposures: int) -> dict[str, Any]:

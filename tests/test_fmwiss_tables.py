@@ -76,6 +76,25 @@ def test_every_variant_differs_from_every_other(smoke):
     assert "keep" not in fmwiss_ablations.config_of(smoke, mass, 0)["options"], "keep and mass exclude each other"
 
 
+def test_rows_that_a_claim_reads_have_the_seeds_of_judged_ones():
+    settings, read = load("mini", ROOT), set()
+    for claim in claims.load(ROOT / "claims.yaml"):
+        if claim.get("estimand"):
+            read |= {(id, row) for id, row, _ in estimand.parse(claim["estimand"]).cells if id in fmwiss_ablations.ROWS}
+    assert len(read) > 10 and {row for _, row in read} <= fmwiss_ablations.JUDGED
+    counts = Counter((id, e.label) for id in fmwiss_ablations.ROWS for e in fmwiss_ablations.entries(id, settings))
+    assert {counts[place] for place in read} == {5}
+    assert {n for (_, row), n in counts.items() if row not in fmwiss_ablations.JUDGED} == {3}
+
+
+def test_longer_steps_see_the_same_pictures(smoke):
+    usual, long = (run_config(smoke, "wilson", 0, "10-10 overlap", length=n) for n in (1, 2))
+    assert long["train"]["steps"] == 2 * usual["train"]["steps"]
+    assert {k: v for k, v in long.items() if k != "train"} == {k: v for k, v in usual.items() if k != "train"}
+    with pytest.raises(ValueError, match="`length` must be 1 on real data"):
+        run_config(load("paper", ROOT), "wilson", 0, "10-10 overlap", length=2)
+
+
 def test_the_headline_that_is_trained_again_has_five_methods_and_three_seeds():
     settings = load("mini", ROOT)
     runs = [c for e in ALL.values() for c in configs_of(e, settings, "headline")]
@@ -261,7 +280,8 @@ def test_every_claims_cells_exist_and_are_measured_by_enough_seeds(smoke):
             formula = estimand.parse(claim["estimand"])
             assert set(formula.tables) <= set(FAMILY)
             assert all(cell["n"] for cell in estimand.find_cells(formula, made)), claim["id"]
-    assert min(mini.get("incremental.seeds").values()) >= 5, "claims need five seed pairs"
+    counts = mini.get("incremental.seeds")
+    assert min(counts[kind] for kind in ("headline", "others", "judged")) >= 5, "claims need five seed pairs"
 
 
 def test_a_family_records_the_rules_of_all_its_tables(settings):
