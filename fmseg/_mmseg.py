@@ -144,7 +144,6 @@ class BatchedMask2FormerHead(Mask2FormerHead):
             + weight["DiceCost"] * of_overlap
         )
 
-
     def _counted(self, guess, truth):
         """Scores (B, queries, points) and truth (B, points, truths) that the matching compares: here all points."""
         return guess, truth

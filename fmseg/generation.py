@@ -14,7 +14,8 @@ from numpy import ndarray
 
 from fmseg import zoo
 from fmseg.eight_bits import load_unet
-from fmseg.rectify import install, keep_masks, layout_prompt, with_guidance
+from fmseg.layout_model import encode_layouts, own_words
+from fmseg.rectify import install, with_guidance
 from fmseg.stable_diffusion import decode, encode_prompts, generate_latents, load_pipeline, sample_noise
 
 GROUP = 10  # pictures that go through the U-Net together
@@ -74,7 +75,7 @@ def from_layouts(
     labels: ndarray, classes: Sequence[str], seeds: Sequence[int], name: str, *,
     steps: int = STEPS, guidance: float = GUIDANCE, pipe=None,
 ) -> ndarray:  # fmt: skip
-    """One picture a label map, by FreestyleNet's recipe: names of the classes present as prompt, rectified attention.
+    """One picture a label map: names of the classes present as text, rectified attention (:mod:`fmseg.layout_model`).
 
     Args:
         labels: (N, H, W) integer class ids, or 255: no class.
@@ -92,14 +93,11 @@ def from_layouts(
     """
     if len(labels) != len(seeds):
         raise ValueError(f"`seeds` must be as many as `labels`; got {len(seeds)} for {len(labels)}")
-    pipe = pipe or layout_to_image(name)
-    side, made = pipe.unet.config.sample_size, []
-    grids = tuple(side >> k for k in range(len(pipe.unet.config.block_out_channels)))
+    pipe, made = pipe or layout_to_image(name), []
     for start in range(0, len(labels), GROUP):
         part = slice(start, start + GROUP)
-        prompts, owners = layout_prompt(labels[part], classes, pipe.tokenizer)
-        text = encode_prompts(pipe, prompts)
-        keep = keep_masks(labels[part], owners, grids, text.shape[1])
+        text, owners = encode_layouts(pipe, labels[part], classes)
+        keep = own_words(pipe.unet, labels[part], owners, text.shape[1])
         latents = generate_latents(
             pipe, text, sample_noise(noise_shape(pipe), seeds[part]), steps=steps, guidance=guidance,
             cross_attention_kwargs={"rectify": with_guidance(keep) if guidance > 1 else keep},

@@ -1,6 +1,6 @@
 """Layout-to-image models that a table needs besides the zoo's: of fewer pictures, or without what `web` taught.
 
-FreestyleNet's recipe as :mod:`fmseg.zoo_layouts` has it, on the first pictures of a draw's training split. They belong
+The recipe of :mod:`fmseg.zoo_layouts`, on the first pictures of a draw's training split. They belong
 to runs, so they are made where a run needs them, once, and kept beside its pictures; they are not shipped.
 """
 
@@ -15,10 +15,10 @@ from torch import nn
 from fmseg import freemask_data, parts, zoo
 from fmseg.evaluation import weights_hash
 from fmseg.fitting import Recipe, batch_indices, fit
-from fmseg.noising import noise_loss, signal_to_noise, spread_timesteps
-from fmseg.rectify import install, keep_masks, layout_prompt
+from fmseg.layout_model import Lesson
+from fmseg.rectify import install
 from fmseg.settings import check_config
-from fmseg.stable_diffusion import encode_images, encode_prompts, load_pipeline
+from fmseg.stable_diffusion import load_pipeline
 
 KEYS = (
     "start",
@@ -31,7 +31,6 @@ KEYS = (
 )  # and the keys of real images that are learned from
 STARTS = ("zoo", "scratch")
 CARD = "card"
-NO_TEXT = 0.1  # share of training pictures without prompt, so that guidance has something to lead away from
 
 
 def key(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -95,25 +94,10 @@ def _train(recipe: dict[str, Any], checkpoint: Path, progress: bool) -> parts.Ar
     torch.manual_seed(training.seed)
     unet = pipe.unet if recipe["start"] == "zoo" else UNet2DConditionModel.from_config(pipe.unet.config)
     install(unet).requires_grad_(True)
-    grids = tuple(unet.config.sample_size >> k for k in range(len(unet.config.block_out_channels)))
-    images = np.concatenate([real.images, real.images[:, :, ::-1]])
-    labels = np.concatenate([real.labels, real.labels[:, :, ::-1]])
-    latents = encode_images(pipe, np.ascontiguousarray(images))
-    prompts, owners = layout_prompt(labels, freemask_data.words(real.classes), pipe.tokenizer)
-    texts, empty = encode_prompts(pipe, prompts), encode_prompts(pipe, [""])
-    alphas, count = pipe.scheduler.alphas_cumprod, pipe.scheduler.config.num_train_timesteps
+    lesson = Lesson(pipe, real.images, real.labels, freemask_data.words(real.classes))
 
     def loss(step):
-        chosen = batch_indices(len(images), training, step)
-        keep = keep_masks(labels[chosen], [owners[k] for k in chosen], grids, texts.shape[1])
-        silent = torch.rand(len(chosen)) < NO_TEXT
-        text = torch.where(silent[:, None, None], empty, texts[chosen])
-        keep = {side: mask | silent[:, None, None, None] for side, mask in keep.items()}
-        clean = latents[chosen]
-        noise, at = torch.randn_like(clean), spread_timesteps(len(clean), count)
-        noisy = pipe.scheduler.add_noise(clean, noise, at)
-        found = unet(noisy, at, text, cross_attention_kwargs={"rectify": keep}).sample
-        return noise_loss(found, noise, signal_to_noise(alphas, at))
+        return lesson.loss(unet, batch_indices(len(lesson), training, step))
 
     facts = fit(
         nn.ModuleDict({"unet": unet}), training, loss, count=len(real), checkpoint=checkpoint,

@@ -70,7 +70,9 @@ def layout_prompt(labels, class_names, tokenizer, ignore_index: int = 255) -> La
     return LayoutPrompt(prompts, owners)
 
 
-def keep_masks(labels, owners: Sequence[Sequence[int]], sizes: Iterable[int], length: int) -> dict[int, Tensor]:
+def keep_masks(
+    labels, owners: Sequence[Sequence[int]], sizes: Iterable[int], length: int, *, shared: bool = True
+) -> dict[int, Tensor]:  # fmt: skip
     r"""Which pixel may look at which token, at every resolution that the U-Net's cross-attention works at.
 
     .. math:: M_{u,j} = [\, y_{su} = \mathrm{owner}_j \,], \quad s = H / h
@@ -84,6 +86,8 @@ def keep_masks(labels, owners: Sequence[Sequence[int]], sizes: Iterable[int], le
         owners: B sequences of class ids, see :func:`layout_prompt`.
         sizes: grid sides h, divisors of H; Stable Diffusion's are 64, 32, 16 and 8 at H = 512.
         length: number of the text encoder's tokens, padding included.
+        shared: whether start, end and padding are visible to all, as in the official code; False: only to cells whose
+            label owns no token (why the mini models want that: :mod:`fmseg.layout_model`).
 
     Returns:
         {h: (B, 1, h * h, length) bool}, True = may look; on the device of ``labels``.
@@ -115,7 +119,8 @@ def keep_masks(labels, owners: Sequence[Sequence[int]], sizes: Iterable[int], le
         if not 1 <= h <= side or side % h:
             raise ValueError(f"`sizes` must divide the label maps' side {side}; got {h}.")
         cells = labels[:, :: side // h, :: side // h].reshape(batch, h * h, 1)
-        keep[h] = ((cells == owner) | free)[:, None]
+        own = (cells == owner) & ~free
+        keep[h] = (own | (free if shared else free & ~own.any(-1, keepdim=True)))[:, None]
     return keep
 
 

@@ -35,7 +35,7 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
     ),
     "diffusion": (
         "diffusers `StableDiffusionPipeline`: autoencoder, U-Net, CLIP text encoder, DDIM; plays Stable Diffusion",
-        "pictures and captions of `web` and `icon`",
+        "pictures and captions of `web`, `icon` and `duo`, and what a small network that knows these words sees",
         "all words of `web`; never saw a mask",
     ),
     "backbone-": (
