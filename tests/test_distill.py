@@ -338,7 +338,6 @@ def test_errors_name_the_argument():
         encoder_distillation(logits, old_logits)
 
 
-
 # -- the official code -----------------------------------------------------------------------------------------------
 
 

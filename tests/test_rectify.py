@@ -198,6 +198,19 @@ def test_masks_equal_the_loop_over_pixels_and_tokens(layout):
 
 
 @few
+@given(layouts())
+def test_start_end_and_padding_can_be_hidden_from_pixels_that_own_a_word(layout):
+    labels, owners = layout
+    for h, mask in keep_masks(labels, owners, (8, 4, 2, 1), 9, shared=False).items():
+        shared = loop_keep(labels, owners, h, 9)
+        for row, ids in enumerate(owners):
+            content = torch.tensor([1 <= j <= len(ids) for j in range(9)])
+            for place in range(h * h):
+                own = shared[row, 0, place] & content
+                assert torch.equal(mask[row, 0, place], own if own.any() else ~content)
+
+
+@few
 @given(layouts(), st.sampled_from([8, 4, 2]))
 def test_cells_are_those_of_nearest_interpolation(layout, h):
     labels = torch.from_numpy(layout[0])
