@@ -8,7 +8,8 @@ and learn from some hundred pictures:
 * A pixel reads the name of its own class alone. With start, end and padding in sight, as in the official code, a small
   U-Net reads nothing else: after 5,000 steps the masks of two grounds could be exchanged, and the error of the picture
   that it had in mind at t = 800 stayed at 0.1997; with two grounds in a mask 41 % of their pixels were right, no more
-  than by lot. 600 further steps with both changes: 74 % of all ground pixels, before 47 %.
+  than by lot. Of all ground pixels 47 % were right; 4,000 steps with both changes, and with more of them at the noise
+  that decides what a picture shows: 85 %, and the oracle's mIoU 59 % of that on real pictures, before 41 %.
 """
 
 from collections.abc import Sequence
