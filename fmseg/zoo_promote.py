@@ -35,7 +35,8 @@ ABOUT = {  # what a model is, what it was trained on, what it knows
     ),
     "diffusion": (
         "diffusers `StableDiffusionPipeline`: autoencoder, U-Net, CLIP text encoder, DDIM; plays Stable Diffusion",
-        "pictures and captions of `web`, `icon` and `duo`, and what a small network that knows these words sees",
+        "pictures and captions of `web`, `icon` and `duo`, and what a small network that learned these words sees in "
+        "them",
         "all words of `web`; never saw a mask",
     ),
     "backbone-": (
