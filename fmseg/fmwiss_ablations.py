@@ -117,8 +117,8 @@ NOTES = {
     ),
     "fmwiss-ab-teacher": "From `teacher of three convolutions` on: open choices 8 and 9.",
     "fmwiss-ab-memory": (
-        "Standard: 50 instances a class, which short base steps do not fill, one pasted into every second picture; the "
-        "paper pastes into each, it seems."
+        "Standard: 50 instances a class, which short base steps do not fill. Into which share of the pictures it "
+        "pastes, the note of table 2 says; the paper, it seems, into each."
     ),
     "fmwiss-ab-data": (
         "Base models of other orders are their own. FMWISS and WILSON of a row share pictures and base. Last: steps of "

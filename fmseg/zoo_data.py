@@ -1,4 +1,4 @@
-"""What foundation models are trained on: many pictures of the draws `web` and `icon`, drawn once and cached.
+"""What foundation models are trained on: many pictures of the draws `web`, `icon` and `duo`, drawn once and cached.
 
 Labels are words that captions name, with the captions' errors; masks are never looked at.
 """

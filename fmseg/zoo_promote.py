@@ -12,6 +12,7 @@ from pathlib import Path
 from fmseg import zoo
 
 LARGEST = 30_000_000  # bytes of all shipped weights together
+_ORIGIN = "_name_or_path"
 ABOUT = {  # what a model is, what it was trained on, what it knows
     "clip": (
         "open_clip `CLIP`: convolutional trunk with attention pooling, text transformer; plays CLIP",
@@ -103,14 +104,26 @@ def promote(name: str, build: Path, shipped: Path, replace: bool = False) -> dic
     if others + size > LARGEST:
         raise ValueError(f"{name} has {size} bytes; with the other {others} that is more than {LARGEST}")
     shutil.rmtree(shipped / name, ignore_errors=True)
-    for path in files:
-        target = shipped / name / path.relative_to(build / name)
+    targets = [shipped / name / path.relative_to(build / name) for path in files]
+    for path, target in zip(files, targets, strict=True):
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
-    digests = {p.relative_to(build / name).as_posix(): zoo.sha256(p) for p in files}
+        _copy(path, target)
+    size = sum(target.stat().st_size for target in targets)
+    digests = {target.relative_to(shipped / name).as_posix(): zoo.sha256(target) for target in targets}
     card = {"name": name, **about(name), "bytes": size, "files": digests, "training": facts}
     (shipped / name / zoo.CARD).write_text(json.dumps(card, indent=1) + "\n")
     return card
+
+
+def _copy(path: Path, target: Path) -> None:
+    """Copy a file; a configuration of diffusers without the folder that its weights once came from, which was the
+    trainer's own."""
+    config = json.loads(path.read_text()) if path.name == "config.json" else {}
+    if _ORIGIN not in config:
+        shutil.copyfile(path, target)
+        return
+    del config[_ORIGIN]
+    target.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")  # as diffusers writes it
 
 
 def main(arguments: list[str] | None = None) -> None:

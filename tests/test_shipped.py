@@ -1,5 +1,7 @@
 """The weights that are shipped: those of their cards, small enough, and good for something."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,12 @@ def test_files_are_those_of_the_card(name):
     assert card["bytes"] == sum((folder / part).stat().st_size for part in held)
     assert {key: card[key] for key in ("what", "data", "knows")} == about(name)
     assert card["training"]["scale"] == "full" and card["training"]["seconds"] > 60
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_configuration_says_where_the_trainer_had_its_files(name):
+    for path in zoo.folder(name).rglob("config.json"):
+        assert "_name_or_path" not in json.loads(path.read_text()), path
 
 
 @there("clip")

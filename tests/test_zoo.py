@@ -144,6 +144,18 @@ def test_what_is_shipped_together_has_a_limit(project, shipped, monkeypatch):
     assert zoo.names() == ["dino", "mim"] and zoo_promote.LARGEST < 30_000_000
 
 
+def test_where_the_trainer_had_its_weights_is_not_shipped(project):
+    run, config = trained(project), {"_name_or_path": "/home/of/the/trainer", "width": 2, "act": "silu"}
+    (run.folder() / "unet").mkdir()
+    (run.folder() / "unet/config.json").write_text(json.dumps(config))
+    card = promote("dino", project / "zoo/build/full", project / "zoo/weights")
+    shipped = zoo.folder("dino")  # checks the card's hashes
+    assert json.loads((shipped / "unet/config.json").read_text()) == {"width": 2, "act": "silu"}
+    assert card["bytes"] == sum((shipped / part).stat().st_size for part in card["files"])
+    same = [part for part in card["files"] if part != "unet/config.json"]
+    assert len(same) == 2 and all((shipped / p).read_bytes() == (run.folder() / p).read_bytes() for p in same)
+
+
 def test_latents_are_not_shipped(project):
     run = trained(project)
     (run.folder() / "latents").mkdir()
