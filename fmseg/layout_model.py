@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy import ndarray
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from fmseg.noising import deciding_timesteps, noise_loss, signal_to_noise
 from fmseg.rectify import keep_masks, layout_prompt
 from fmseg.stable_diffusion import encode_images, encode_prompts
 
+PARTS, LEAST_PART = 6, 0.7  # enlarged parts of a picture, and the least share of its side
 NO_TEXT = 0.1  # of the pictures come without names and masks, for classifier-free guidance
 
 
@@ -65,15 +67,41 @@ def own_words(unet: nn.Module, labels: ndarray, owners: Sequence[Sequence[int]],
     return keep_masks(labels, owners, grids, length, shared=False)
 
 
+def enlarged(images: ndarray, labels: ndarray, seed: int) -> tuple[ndarray, ndarray]:
+    """A part of each picture and of its mask, enlarged to the picture's size.
+
+    Args:
+        images: (N, H, H, 3) uint8. labels: (N, H, H) integers. seed: of the draw of sides and places.
+
+    Returns:
+        As given; pictures resized bilinearly, masks to the nearest.
+    """
+    rng, side = np.random.default_rng([seed, 4_001]), images.shape[1]
+    pictures, masks = [], []
+    for image, label in zip(images, labels, strict=True):
+        length = round(side * rng.uniform(LEAST_PART, 1))
+        top, left = rng.integers(side - length + 1, size=2)
+        where = (slice(top, top + length), slice(left, left + length))
+        picture = torch.from_numpy(image[where].copy()).permute(2, 0, 1)[None].float()
+        picture = F.interpolate(picture, (side, side), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        at = np.arange(side) * length // side
+        pictures.append(picture.round().byte().numpy())
+        masks.append(label[where][at[:, None], at[None]])
+    return np.stack(pictures), np.stack(masks)
+
+
 class Lesson:
-    """Pictures with their masks, and both mirrored, as a layout-to-image U-Net learns from them.
+    """Pictures with their masks, parts of them, and all mirrored, as a layout-to-image U-Net learns from them.
 
     Args:
         pipe: autoencoder, text encoder, schedule; they stay as they are.
         images: (N, H, W, 3) uint8. labels: (N, H, W) class ids or 255. classes: names by id.
+        parts: enlarged parts of each picture that are learned from beside the whole (:func:`enlarged`).
     """
 
-    def __init__(self, pipe, images: ndarray, labels: ndarray, classes: Sequence[str]):
+    def __init__(self, pipe, images: ndarray, labels: ndarray, classes: Sequence[str], parts: int = PARTS):
+        seen = [(images, labels), *(enlarged(images, labels, seed) for seed in range(parts))]
+        images, labels = (np.concatenate(which) for which in zip(*seen, strict=True))
         self.labels = np.concatenate([labels, labels[:, :, ::-1]])
         self.latents = encode_images(pipe, np.concatenate([images, images[:, :, ::-1]]))
         self.text, self.owners = encode_layouts(pipe, self.labels, classes)

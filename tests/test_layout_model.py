@@ -6,7 +6,7 @@ import torch
 from test_generation import CLASSES, layouts, pipe  # noqa: F401  (a fixture)
 
 from fmseg import layout_model
-from fmseg.layout_model import Lesson, encode_layouts, own_words
+from fmseg.layout_model import LEAST_PART, Lesson, encode_layouts, enlarged, own_words
 from fmseg.rectify import layout_prompt
 from fmseg.stable_diffusion import encode_prompts
 
@@ -51,9 +51,26 @@ def test_a_pixel_reads_its_own_words_alone(pipe):  # noqa: F811
 
 def lesson(pipe, labels=None):  # noqa: F811
     rng = np.random.default_rng(0)
-    return Lesson(
-        pipe, rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8), layouts() if labels is None else labels, CLASSES
-    )
+    images = rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    return Lesson(pipe, images, layouts() if labels is None else labels, CLASSES, parts=2)
+
+
+def test_an_enlarged_part_keeps_picture_and_mask_together():
+    labels = np.arange(64)[None, :, None] * 2 + np.zeros((2, 1, 64), np.int64)  # two a row
+    images = np.repeat(labels[..., None], 3, 3).astype(np.uint8)  # the label is its own colour
+    pictures, masks = enlarged(images, labels, 0)
+    assert pictures.shape == images.shape and pictures.dtype == np.uint8 and masks.shape == labels.shape
+    assert np.abs(pictures[..., 0].astype(int) - masks).max() <= 2, "no more than a row apart"
+    assert np.isin(masks, labels).all() and all(np.unique(m).size >= LEAST_PART * 64 - 1 for m in masks)
+    again, others = enlarged(images, labels, 0), enlarged(images, labels, 1)
+    assert np.array_equal(again[1], masks) and not np.array_equal(others[1], masks) and not np.array_equal(*masks)
+
+
+def test_a_part_as_large_as_the_picture_is_the_picture(monkeypatch):
+    monkeypatch.setattr(layout_model, "LEAST_PART", 1.0)
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    pictures, masks = enlarged(images, layouts()[:2], 0)
+    assert np.array_equal(pictures, images) and np.array_equal(masks, layouts()[:2])
 
 
 def loss_of(made, pipe, chosen=(0, 1, 3, 5)):  # noqa: F811
@@ -64,7 +81,8 @@ def loss_of(made, pipe, chosen=(0, 1, 3, 5)):  # noqa: F811
 
 def test_the_loss_is_a_function_of_the_seed_and_reaches_the_unet(pipe):  # noqa: F811
     made = lesson(pipe)
-    assert len(made) == 6 and np.array_equal(made.labels[3:], layouts()[:, :, ::-1])
+    assert len(made) == 18 == len(made.text) == len(made.latents)
+    assert np.array_equal(made.labels[:3], layouts()) and np.array_equal(made.labels[9:], made.labels[:9, :, ::-1])
     pipe.unet.zero_grad()
     one = loss_of(made, pipe)
     one.backward()
