@@ -24,7 +24,7 @@ from fmseg.noising import deciding_timesteps, noise_loss, signal_to_noise
 from fmseg.rectify import keep_masks, layout_prompt
 from fmseg.stable_diffusion import encode_images, encode_prompts
 
-PARTS, LEAST_PART = 6, 0.7  # enlarged parts of a picture, and the least share of its side
+PARTS, LEAST_PART = 24, 0.7  # enlarged parts of a picture, and the least share of its side
 NO_TEXT = 0.1  # of the pictures come without names and masks, for classifier-free guidance
 
 
