@@ -10,6 +10,12 @@ and learn from some hundred pictures:
   that it had in mind at t = 800 stayed at 0.1997; with two grounds in a mask 41 % of their pixels were right, no more
   than by lot. Of all ground pixels 47 % were right; 4,000 steps with both changes, and with more of them at the noise
   that decides what a picture shows: 85 %, and the oracle's mIoU 59 % of that on real pictures, before 41 %.
+
+And they learn from enlarged parts of each picture, too. From whole pictures alone the model of `ade` had its 240 by
+heart: two paintings of a training mask differed by 17 of 255 (of `stuff`, with 320: 26), and by 29 from the real
+picture, where for a new mask it was 43. With 24 parts, and half as many steps more: 24 (32) apart, 34 from the real
+picture, 44 for a new mask; the oracle's share hardly lower, 58 %. With 6 parts and twice the steps they were 18 apart
+again: what counts is how often the same picture is seen.
 """
 
 from collections.abc import Sequence
