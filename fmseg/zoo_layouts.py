@@ -11,7 +11,7 @@ from torch import nn
 from fmseg.datasets import draw_set
 from fmseg.eight_bits import save_unet
 from fmseg.fitting import batch_indices, fit
-from fmseg.layout_model import Lesson
+from fmseg.layout_model import PARTS, Lesson
 from fmseg.rectify import install
 from fmseg.stable_diffusion import load_pipeline
 from fmseg.zoo_configs import WEAK_UNET
@@ -29,7 +29,8 @@ def train(run: Run) -> None:
     torch.manual_seed(recipe.seed)
     unet = pipe.unet if kind == "layout" else UNet2DConditionModel.from_config(WEAK_UNET)
     install(unet).requires_grad_(True)
-    lesson = Lesson(pipe, real.images, real.labels, real.classes)
+    parts = PARTS if kind == "layout" else 0  # the weak one learns too briefly to know pictures by heart
+    lesson = Lesson(pipe, real.images, real.labels, real.classes, parts)
 
     def loss(step):
         return lesson.loss(unet, batch_indices(len(lesson), recipe, step))
