@@ -230,6 +230,15 @@ def chain(real: ndarray, mask: ndarray, painted: Sequence[ndarray], filtered: Se
     return figure, [{"panel": title} for title in (*places, *words)]
 
 
+def frame(axis, boxes: Sequence[tuple[int, int, int, int]], colour: str = "#ff00ff") -> None:
+    """Draw boxes, as :func:`fmseg.freemask_mistakes.fault_boxes` gives them, round pixels of an axis's picture."""
+    from matplotlib.patches import Rectangle
+
+    for top, left, bottom, right in boxes:
+        corner, wide, high = (left - 0.5, top - 0.5), right - left, bottom - top  # pixel k reaches from k - 0.5
+        axis.add_patch(Rectangle(corner, wide, high, fill=False, ec=colour, lw=1.6, clip_on=False))
+
+
 def _arrow(figure, start: tuple[float, float], end: tuple[float, float]) -> None:
     from matplotlib.patches import FancyArrowPatch
 

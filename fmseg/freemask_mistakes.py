@@ -21,7 +21,6 @@ RIGHT, PATTERN, SHAPE, OTHER, GROUND = (
     "as the mask says", "another pattern", "another shape", "pattern and shape wrong", "ground alone",
 )  # fmt: skip
 KINDS = (RIGHT, PATTERN, SHAPE, OTHER, GROUND)
-RED = (213, 30, 30)
 Box = tuple[int, int, int, int]  # top, left, bottom, right; the last two are one beyond
 
 
@@ -60,18 +59,6 @@ def fault_boxes(wrong: ndarray, least: int = LEAST_AREA) -> list[Box]:
     places = find_objects(numbered)
     order = [k for k in np.argsort(-sizes, kind="stable") if sizes[k] >= least]
     return [(places[k][0].start, places[k][1].start, places[k][0].stop, places[k][1].stop) for k in order]
-
-
-def boxed(image: ndarray, boxes: Sequence[Box], factor: int = 3) -> ndarray:
-    """(H f, W f, 3) uint8: a picture, enlarged, with red frames one pixel wide around boxes."""
-    out = np.repeat(np.repeat(image, factor, 0), factor, 1).copy()
-    for top, left, bottom, right in boxes:
-        rows, columns = slice(top * factor, bottom * factor), slice(left * factor, right * factor)
-        for line in (top * factor, bottom * factor - 1):
-            out[line, columns] = RED
-        for line in (left * factor, right * factor - 1):
-            out[rows, line] = RED
-    return out
 
 
 def kind_of_fault(meant: str, seen: str) -> str:

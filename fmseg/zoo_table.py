@@ -79,8 +79,8 @@ MEASURES: dict[str, tuple[tuple[str, ...], Measure, list[Line]]] = {
         generation.prompted_singles,
         [("one prompted found by the oracle", "found by the oracle", (70, 100)),
          ("one prompted found by the judge", "found by the judge", None),
-         ("one new word prompted found by the judge", "one new word, found by the judge", None),
-         ("two new words prompted found by the judge", "both words new, found by the judge", None)],
+         ("one prompted word that no mask taught found by the judge", "one new word, found by the judge", None),
+         ("two prompted words that no mask taught found by the judge", "both words new, found by the judge", None)],
     ),
     "prompted-pairs": (
         ("diffusion", "oracle"),

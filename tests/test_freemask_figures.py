@@ -107,3 +107,10 @@ def test_the_chain_shows_every_picture_once(tmp_path):
     figure, data = figures.chain(picture, picture, [picture] * 3, [picture] * 3)
     panels = [d["panel"] for d in data]
     assert len(panels) == len(set(panels)) == 10 and len(figure.axes) == 8 and drawn(figure, tmp_path, data)
+
+
+def test_a_frame_goes_round_its_pixels_and_not_through_them():
+    figure = plots.grid([[np.zeros((8, 8, 3), np.uint8)]], [""])
+    figures.frame(figure.axes[0], [(2, 1, 5, 6), (0, 0, 1, 1)])
+    drawn = [(r.get_x(), r.get_y(), r.get_width(), r.get_height()) for r in figure.axes[0].patches]
+    assert drawn == [(0.5, 1.5, 5, 3), (-0.5, -0.5, 1, 1)]

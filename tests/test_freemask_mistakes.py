@@ -33,14 +33,6 @@ def test_boxes_are_asked_of_a_map_of_truths(given):
         mistakes.fault_boxes(given)
 
 
-def test_a_frame_lies_on_the_boxes_edge_and_leaves_its_inside():
-    image = np.full((8, 8, 3), 100, np.uint8)
-    made = mistakes.boxed(image, [(2, 1, 5, 6)], factor=4)
-    red = (made == mistakes.RED).all(-1)
-    assert made.shape == (32, 32, 3) and red[8, 4:24].all() and red[19, 4:24].all() and red[8:20, [4, 23]].all()
-    assert not red[9:19, 5:23].any() and red.sum() == 2 * 20 + 2 * 12 - 4 and (image == 100).all()
-
-
 def test_kinds_of_faults_go_by_words():
     kinds = {seen: mistakes.kind_of_fault("striped star", seen) for seen in
              ("striped star", "plain star", "striped ring", "dotted heart", "snow")}  # fmt: skip
