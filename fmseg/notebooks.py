@@ -20,6 +20,7 @@ from fmseg.records import lock
 from fmseg.settings import Settings, check_names
 
 PARAMETERS = "parameters"  # papermill's tag
+PATIENCE = 600  # seconds that a kernel may take to start, on a machine that has other work to do
 _SOLUTION = re.compile(
     r'(<div class="cell [^"]*\bcelltag_solution\b.*?)(?=<div class="cell |</div>\s*</div>\s*</main>)', re.S
 )
@@ -112,6 +113,7 @@ def execute(name: str, settings: Settings, given: dict[str, Any] | None = None, 
             papermill.execute_notebook(
                 str(source), str(part), values, cwd=str(root), kernel_name="python3", progress_bar=progress,
                 stderr_file=sys.stderr if progress else None, autosave_cell_every=5, config=_by_file_socket(),
+                start_timeout=PATIENCE,
             )  # fmt: skip
         except PapermillExecutionError as error:
             part.replace(failed)

@@ -1,4 +1,4 @@
-"""`make repro`: DVC runs what is out of date, and at the end it says what was taken from where.
+"""`make repro`: DVC runs what is out of date, two stages at a time, and at the end it says what was taken from where.
 
 Also `make smoke`: the same in a temporary copy with the profile `smoke`, so that the checkout stays as it is.
 """
@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+from fmseg import side_by_side
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.cite import duration
 from fmseg.notebooks import note_time
@@ -23,16 +25,23 @@ from fmseg.records import LockedError, lock
 from fmseg.settings import load, project_root
 
 
-def run_dvc(root: Path, *words: str) -> int:
-    """Run DVC in a checkout with this interpreter, which its stages use, too. Returns its exit status."""
+def start_dvc(root: Path, *words: str, **options) -> subprocess.Popen:
+    """Start DVC in a checkout with this interpreter, which its stages use, too; ``options`` of subprocess.Popen."""
     bin_folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([bin_folder, os.environ.get("PATH", "")])
     env = {**os.environ, "FMSEG_PYTHON": sys.executable, "PATH": path, "DVC_NO_ANALYTICS": "1"}
-    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root, env=env).returncode
+    return subprocess.Popen([sys.executable, "-m", "dvc", *words], cwd=root, env=env, **options)
+
+
+def run_dvc(root: Path, *words: str) -> int:
+    """Run DVC in a checkout and wait for it. Returns its exit status."""
+    return start_dvc(root, *words).wait()
 
 
 def repro(root: Path, words: list[str]) -> int:
-    """Run `dvc repro` with further words, one at a time, and print a summary. Returns the exit status.
+    """Execute what is out of date, stages side by side, or with `dvc repro`'s words those named; print a summary.
+
+    One lock a checkout, so that two of these do not meet. Returns the exit status.
 
     Raises:
         LockedError: another repro works in this checkout.
@@ -40,7 +49,9 @@ def repro(root: Path, words: list[str]) -> int:
     settings = load(root=root)
     with lock(root / "build" / "repro.lock", "the pipeline of this checkout"):
         started = time.time()
-        status = run_dvc(root, "repro", *words)
+        whole = all(word.startswith("-") for word in words)
+        status = side_by_side.repro(root, partial(start_dvc, root), words) if whole else 0
+        status = status or run_dvc(root, "repro", *(["--quiet"] if whole else []), *words)  # DVC has the last word
         if status:
             print(
                 "\nfmseg: a stage failed, see above. What had finished is kept; start again to go on.", file=sys.stderr
