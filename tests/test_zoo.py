@@ -145,7 +145,7 @@ def test_what_is_shipped_together_has_a_limit(project, shipped, monkeypatch):
 
 
 def test_where_the_trainer_had_its_weights_is_not_shipped(project):
-    run, config = trained(project), {"_name_or_path": "/home/of/the/trainer", "width": 2, "act": "silu"}
+    run, config = trained(project), {"_name_or_path": "/where/it/was/trained/the/trainer", "width": 2, "act": "silu"}
     (run.folder() / "unet").mkdir()
     (run.folder() / "unet/config.json").write_text(json.dumps(config))
     card = promote("dino", project / "zoo/build/full", project / "zoo/weights")
