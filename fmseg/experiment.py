@@ -47,6 +47,8 @@ class Experiment:
         headline: whether `make rerun` trains it again without being asked for everything; or settings -> those of its
             configurations that it trains.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
+        by_image: (settings, records) -> its runs whose cells follow from counts of validation images
+            (:class:`fmseg.second_look.Run`); None: its records hold no images.
         real: module that trains its runs in a profile on real data.
         lenders: ids of tables of its family, which train runs by the same module: a run that one of them has is not
             trained again. Lending goes both ways, so each names all the others.
@@ -62,6 +64,7 @@ class Experiment:
     photos: str | None = None
     lenders: tuple[str, ...] = ()
     real: str = REAL_MODULE
+    by_image: Callable[[Settings, list[dict]], list[Any]] | None = None
 
     def can_train(self) -> bool:
         """Whether what its runs need is on this machine."""

@@ -47,9 +47,10 @@ def judge(
         1 - 2 alpha; not Holm-adjusted), n, df, seeds, left_out (seeds that not all cells have); question, p, p_holm,
         family (claims adjusted together); detectable (:func:`fmseg.power.detectable`: the true effect, or for
         equivalence the margin, with which n pairs of this sd earn the word "supported" with power 0.8 at the strictest
-        level of the adjustment, alpha / family); rule_hash, flags. What was not computed is None. Tables that are
-        missing and cells that were not run make a claim "not tested"; so does an entry's own ``not_tested``, which has
-        neither estimand nor rule.
+        level of the adjustment, alpha / family); rule_hash, flags; images_low, images_high, images_word, images_why
+        (for :mod:`fmseg.second_look` to fill). What was not computed is None. Tables that are missing and cells that
+        were not run make a claim "not tested"; so does an entry's own ``not_tested``, which has neither estimand nor
+        rule.
 
     Raises:
         TypeError, ValueError: a claim names a row or column that its table lacks, or breaks the schema.
@@ -69,7 +70,7 @@ def judge(
             entry["detectable"] = _detectable(entry)
         if entry["n"]:
             entry["flags"] = _flags((hashes or {}).get(entry["id"], set()), entry["rule_hash"])
-        entry["text"] = _text(entry)
+        entry["text"] = in_words(entry)
     return entries
 
 
@@ -80,6 +81,7 @@ def _measured(claim, tables, scale):
     entry |= dict.fromkeys(("why", "text", "mean", "sd", "low", "high", "confidence"))
     entry |= {"n": 0, "df": None, "seeds": [], "left_out": [], "question": None, "p": None, "p_holm": None}
     entry |= {"family": None, "detectable": None, "rule_hash": None, "flags": []}
+    entry |= dict.fromkeys(("images_low", "images_high", "images_word", "images_why"))
     if "not_tested" in claim:
         return entry | {"why": claim["not_tested"].strip()}
     formula = _estimand.parse(claim["estimand"])
@@ -139,7 +141,8 @@ def _flags(stored, present):
     return ["rule set after some of the runs"] if set(stored) != {present} else []
 
 
-def _text(entry):
+def in_words(entry: Mapping) -> str:
+    """An entry's verdict in words, with its flags; the scale where it is miniature, the reason where there is none."""
     if entry["verdict"] == "not tested":
         return entry["why"] if entry["why"].startswith("not judged") else f"not tested ({entry['why']})"
     scale = " in miniature" if entry["scale"] == "mini" else ""
