@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmseg import claims, tables, verdicts
+from fmseg import claims, second_look, tables, verdicts
 from fmseg.estimand import parse
 from fmseg.pool import obtain
 from fmseg.provenance import canonical_hash, closure
@@ -243,11 +243,13 @@ def provenance(experiment: Experiment, settings: Settings, records: list[dict | 
 
 
 def judged(experiment: Experiment, settings: Settings, outcome: Outcome) -> list[dict]:
-    """Verdicts of the claims that this table alone decides; the ledger has them all."""
+    """Verdicts of the claims that this table alone decides, with their second look; the ledger has them all."""
     listed = claims.testable(claims.load(settings.root / "claims.yaml"))
     listed = [c for c in listed if parse(c["estimand"]).tables == (experiment.id,)]
-    hashes = claims.stored_hashes(listed, {experiment.id: [r for r in outcome.records if r]})
-    return verdicts.judge(listed, {experiment.id: outcome.table}, hashes, settings.profile)
+    there, made = [r for r in outcome.records if r], {experiment.id: outcome.table}
+    entries = verdicts.judge(listed, made, claims.stored_hashes(listed, {experiment.id: there}), settings.profile)
+    runs = {experiment.id: experiment.by_image(settings, there)} if experiment.by_image else {}
+    return second_look.add(entries, made, runs)
 
 
 def _report(experiment: Experiment, settings: Settings, outcome: Outcome) -> None:
