@@ -1,6 +1,6 @@
 """Every table that rests on trained runs, and what concerns all of them. Notebooks import their own table alone."""
 
-from fmseg import camvid_real, claims, freemask_real, tables, verdicts, world_supervised, zoo_table
+from fmseg import camvid_real, claims, freemask_real, second_look, tables, verdicts, world_supervised, zoo_table
 from fmseg.experiment import Experiment, behind
 from fmseg.settings import Settings
 
@@ -11,11 +11,14 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def judge_all(settings: Settings) -> list[dict]:
-    """Every claim's verdict, from the tables at hand and the rule hashes in the records behind them.
+    """Every claim's verdict and its second look, from the tables at hand and the records behind them.
 
     Raises:
         ValueError: a table, record or claim is damaged, or a claim names a row that its table lacks.
     """
     listed = claims.load(settings.root / "claims.yaml")
-    hashes = claims.stored_hashes(listed, {id: behind(e, settings) for id, e in EXPERIMENTS.items()})
-    return verdicts.judge(listed, tables.read_all(settings.results / "tables"), hashes, settings.profile)
+    records = {id: behind(e, settings) for id, e in EXPERIMENTS.items()}
+    found = tables.read_all(settings.results / "tables")
+    entries = verdicts.judge(listed, found, claims.stored_hashes(listed, records), settings.profile)
+    runs = {id: e.by_image(settings, records[id]) for id, e in EXPERIMENTS.items() if e.by_image}
+    return second_look.add(entries, found, runs)

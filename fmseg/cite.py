@@ -3,7 +3,8 @@
 What can be cited, from ``results/<profile>/`` and ``params.yaml``:
 
 * ``table-id/row/column``: "41.3 ± 0.6"; with ``.mean``, ``.sd``, ``.n`` or ``.paper`` appended: that part alone;
-* ``claim.<id>``: the verdict; with ``.effect``: "+3.1 [2.0, 4.2]"; with ``.p`` (Holm-adjusted), ``.n``, ``.paper``;
+* ``claim.<id>``: the verdict; with ``.effect``: "+3.1 [2.0, 4.2]"; with ``.p`` (Holm-adjusted), ``.n``, ``.paper``,
+  ``.images`` (the interval of the second look, over validation images);
 * ``time.<stage>``: "2 min 10 s", from ``times.json`` ({stage: seconds}); a stage named "20_real" also as ``time.20``. A
   notebook without a time in this profile is "not yet measured";
 * ``param.<dotted path>``: a value of ``params.yaml``; a path of ``profiles.<profile>`` needs no prefix.
@@ -148,6 +149,7 @@ def _of_claim(entry):
         f"{id}.p": p,
         f"{id}.n": str(entry["n"]),
         f"{id}.paper": ledger.paper_values(entry["paper_values"]),
+        f"{id}.images": ledger.over_images(entry) or entry["text"],
     }
 
 

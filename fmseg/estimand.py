@@ -12,6 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy import ndarray
+
 _REFERENCE = re.compile(r"(?<!\w)([a-z][a-z0-9-]*)\s*\[([^\[\],]+),([^\[\],]+)\]")
 _BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _UNARY = {ast.USub: operator.neg, ast.UAdd: operator.pos}
@@ -96,6 +99,26 @@ def evaluate(estimand: Estimand, tables: Mapping[str, dict]) -> dict[str, float]
     }
 
 
+def evaluate_arrays(estimand: Estimand, values: Mapping[tuple[str, str, str], ndarray]) -> ndarray:
+    """The formula on whole arrays, element by element: say one value a resample, or one a simulated seed.
+
+    Args:
+        values: {cell: array}, all cells of ``estimand.cells``; shapes must broadcast.
+
+    Returns:
+        An array of the common shape, not rounded; not finite where the formula divides by zero or a cell is NaN.
+
+    Raises:
+        ValueError: a cell has no array; the message names it.
+    """
+    missing = [cell for cell in estimand.cells if cell not in values]
+    if missing:
+        raise ValueError(f"`values` lacks {missing[0]} of estimand {estimand.formula!r}; it has {list(values)}.")
+    named = {f"_{i}": np.asarray(values[cell], dtype=np.float64) for i, cell in enumerate(estimand.cells)}
+    with np.errstate(all="ignore"):
+        return np.asarray(_value(estimand._tree, named))
+
+
 def _find(reference, formula, tables):
     table_id, label, column = reference
     name = f"`{table_id}[{label}, {column}]` in estimand {formula!r}"
@@ -132,7 +155,11 @@ def _value(node, names):
         case ast.BinOp():
             return _BINARY[type(node.op)](_value(node.left, names), _value(node.right, names))
         case ast.Call():  # `_check` let only mean through
-            return math.fsum(_value(a, names) for a in node.args) / len(node.args)
+            return _sum([_value(a, names) for a in node.args]) / len(node.args)
+
+
+def _sum(values):
+    return sum(values) if any(isinstance(v, ndarray) for v in values) else math.fsum(values)
 
 
 def _check(node, formula):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmseg import claims, tables, verdicts
+from fmseg import claims, second_look, tables, verdicts
 from fmseg.estimand import parse
 from fmseg.pool import obtain
 from fmseg.provenance import canonical_hash, closure
@@ -47,6 +47,8 @@ class Experiment:
         headline: whether `make rerun` trains it again without being asked for everything; or settings -> those of its
             configurations that it trains.
         photos: the data set on disk that its runs need, whatever the profile; None: the profile's.
+        by_image: (settings, records) -> its runs whose cells follow from counts of validation images
+            (:class:`fmseg.second_look.Run`); None: its records hold no images.
         real: module that trains its runs in a profile on real data.
         lenders: ids of tables of its family, which train runs by the same module: a run that one of them has is not
             trained again. Lending goes both ways, so each names all the others.
@@ -62,6 +64,7 @@ class Experiment:
     photos: str | None = None
     lenders: tuple[str, ...] = ()
     real: str = REAL_MODULE
+    by_image: Callable[[Settings, list[dict]], list[Any]] | None = None
 
     def can_train(self) -> bool:
         """Whether what its runs need is on this machine."""
@@ -240,11 +243,13 @@ def provenance(experiment: Experiment, settings: Settings, records: list[dict | 
 
 
 def judged(experiment: Experiment, settings: Settings, outcome: Outcome) -> list[dict]:
-    """Verdicts of the claims that this table alone decides; the ledger has them all."""
+    """Verdicts of the claims that this table alone decides, with their second look; the ledger has them all."""
     listed = claims.testable(claims.load(settings.root / "claims.yaml"))
     listed = [c for c in listed if parse(c["estimand"]).tables == (experiment.id,)]
-    hashes = claims.stored_hashes(listed, {experiment.id: [r for r in outcome.records if r]})
-    return verdicts.judge(listed, {experiment.id: outcome.table}, hashes, settings.profile)
+    there, made = [r for r in outcome.records if r], {experiment.id: outcome.table}
+    entries = verdicts.judge(listed, made, claims.stored_hashes(listed, {experiment.id: there}), settings.profile)
+    runs = {experiment.id: experiment.by_image(settings, there)} if experiment.by_image else {}
+    return second_look.add(entries, made, runs)
 
 
 def _report(experiment: Experiment, settings: Settings, outcome: Outcome) -> None:

@@ -192,8 +192,9 @@ def build(id: str, settings: Settings, records: list[dict | None]) -> dict:
 
 def _made(id: str) -> Experiment:
     return incremental_tables.experiment(
-        id, STAGE, lambda settings: entries(id, settings), lambda settings, records: build(id, settings, records)
-    )
+        id, STAGE, lambda settings: entries(id, settings), lambda settings, records: build(id, settings, records),
+        columns={ABLATED: COLUMNS},
+    )  # fmt: skip
 
 
 EXPERIMENTS = {id: _made(id) for id in ROWS}

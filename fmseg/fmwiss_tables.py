@@ -171,7 +171,7 @@ def _percent(values: list[float | None]) -> float | None:
 def _made(id: str, stage: str) -> Experiment:
     return incremental_tables.experiment(
         id, stage, lambda settings: entries(id, settings), lambda settings, records: build(id, settings, records),
-        headline=HEADLINE, real=True,
+        columns=COLUMNS[id], headline=HEADLINE, real=True,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fmseg import claims, verdicts
+from fmseg import claims, second_look, verdicts
 from fmseg.datasets import draw_set
 from fmseg.estimand import parse
 from fmseg.experiment import Experiment, behind, on_real_data
@@ -32,8 +32,10 @@ def judged(
     """
     listed = claims.testable(claims.load(settings.root / "claims.yaml"))
     listed = [c for c in listed if parse(c["estimand"]).tables[0] == id]
-    hashes = claims.stored_hashes(listed, {k: behind(experiments[k], settings) for k in tables})
-    return verdicts.judge(listed, tables, hashes, settings.profile)
+    records = {k: behind(experiments[k], settings) for k in tables}
+    entries = verdicts.judge(listed, tables, claims.stored_hashes(listed, records), settings.profile)
+    runs = {k: experiments[k].by_image(settings, records[k]) for k in tables if experiments[k].by_image}
+    return second_look.add(entries, tables, runs)
 
 
 def verdict_lines(found: Iterable[dict]) -> str:

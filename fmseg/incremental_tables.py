@@ -3,14 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from numpy import ndarray
 
 from fmseg import ceilings
 from fmseg.experiment import Experiment, on_real_data
 from fmseg.incremental_configs import SETTINGS, protocol_of
-from fmseg.incremental_data import draws_of
+from fmseg.incremental_data import BASE, STEP, draws_of
 from fmseg.protocols import get
 from fmseg.records import run_key
+from fmseg.second_look import Run, iou, mean_of
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, row
 
@@ -34,10 +38,11 @@ class Entry:
 
 def experiment(
     id: str, stage: str, entries: Callable[[Settings], list[Entry]], build: Callable[[Settings, list], dict],
-    *, headline: Sequence[str] = (), real: bool = False,
+    *, columns: Mapping[str, Mapping[str, str]] | None = None, headline: Sequence[str] = (), real: bool = False,
 ) -> Experiment:  # fmt: skip
     """A table of the family, which lends runs to the others and borrows theirs.
 
+    ``columns``: {setting: {group: column}} of cells that follow from counts of images, for the second look at claims.
     ``headline``: the methods whose runs `make rerun` trains again. ``real``: whether it has runs on real data.
     """
 
@@ -49,9 +54,12 @@ def experiment(
     def again(settings: Settings) -> list[dict[str, Any]]:
         return [config for config in configs(settings) if config["method"] in headline]
 
+    def by_image(settings: Settings, records: list[dict]) -> list[Run]:
+        return runs_by_image(entries(settings), records, columns)
+
     return Experiment(
         id, stage, MODULE, configs, build, cell_of, headline=again if headline else False,
-        lenders=tuple(other for other in FAMILY if other != id), real=REAL,
+        lenders=tuple(other for other in FAMILY if other != id), real=REAL, by_image=by_image if columns else None,
     )  # fmt: skip
 
 
@@ -85,6 +93,43 @@ def measured(record: dict, setting: str) -> dict[str, float]:
         found["forgetting"] = mean(forgotten(record), groups["old"])
     if "other_iou" in result:
         found["other"] = mean(result["other_iou"], groups["new"])
+    return found
+
+
+def runs_by_image(
+    entries: Iterable[Entry], records: Iterable[dict | None], columns: Mapping[str, Mapping[str, str]]
+) -> list[Run]:
+    """The runs whose records hold counts of images, each with the cells that follow from them.
+
+    What was forgotten does not: of the base model records keep the IoUs alone.
+
+    Args:
+        columns: {setting: {group: column}}; groups other than old, new, all and other are passed over.
+    """
+    found = []
+    for (label, setting), runs in by_place(entries, records).items():
+        for seed, record in runs.items():
+            name, result = record["config"]["protocol"], record["result"]
+            protocol, groups = get(name), get(protocol_of(setting, not name.startswith("mini/"))).groups()
+            there = {"images": protocol.datasets[BASE], "other_images": protocol.datasets[STEP]}
+            sets = {name: data for name, data in there.items() if name in result}
+            if "images" in sets:
+                packed = {name: result[name] for name in sets}
+                found.append(Run(label, seed, packed, sets, partial(counted, groups, columns[setting])))
+    return found
+
+
+def counted(
+    groups: Mapping[str, Sequence[int]], columns: Mapping[str, str], sums: Mapping[str, ndarray]
+) -> dict[str, ndarray]:
+    """{column: (...) percent}: :func:`measured` from counts in place of a record.
+
+    Args:
+        groups: {group: logits}. columns: {group: column}. sums: {"images", "other_images": (..., C, 3)}.
+    """
+    found = {columns[g]: mean_of(iou(sums["images"]), ids) for g, ids in groups.items() if g in columns}
+    if "other_images" in sums and "other" in columns:
+        found[columns["other"]] = mean_of(iou(sums["other_images"]), groups["new"])
     return found
 
 

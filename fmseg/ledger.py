@@ -12,10 +12,12 @@ _NOTICE = {
     "smoke": "A smoke run shows that everything runs; it judges nothing.",
     "paper": "Verdicts at the papers' scale.",
 }
-_HEAD = ("claim", "the paper says", "its numbers", "measured", "n", "p (Holm)", "detectable", "verdict")
+_HEAD = ("claim", "the paper says", "its numbers", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
 _LEGEND = (
     "Measured: mean over seed pairs with its t interval, in the table's unit. p: adjusted over the judged claims of "
-    "one table. Detectable: the effect (or margin) that these pairs find with power 0.8 at the strictest level."
+    "one table. Detectable: the true effect (for a claim of equality the margin) at which these pairs earn the word "
+    "supported with power 0.8 at the strictest level. Over images: the second look, an interval of the same effect "
+    "when the validation images are drawn again and the runs stay; a verdict that it does not bear out is flagged."
 )
 
 
@@ -66,6 +68,13 @@ def effect(entry: dict, digits: int = 1) -> str:
     return f"{entry['mean']:+.{digits}f} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]"
 
 
+def over_images(entry: dict, digits: int = 1) -> str:
+    """The second look: "[2.0, 4.2]", why there is none, or "" where nothing was measured."""
+    if entry["images_low"] is not None:
+        return f"[{entry['images_low']:.{digits}f}, {entry['images_high']:.{digits}f}]"
+    return f"no second look: {entry['images_why']}" if entry["images_why"] else ""
+
+
 def paper_values(values: dict) -> str:
     """The paper's numbers in words: "A 48.7, B 45.6 (STATED, README); difference 3.1 (COMPUTED)"."""
     tag = ", ".join(values[k] for k in ("certainty", "source") if k in values)
@@ -79,7 +88,7 @@ def _line(claim):
     p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
     detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
     shown = [f"`{claim['id']}`", claim["says"], paper_values(claim["paper_values"]), effect(claim), claim["n"], p]
-    shown += [detectable, claim["text"]]
+    shown += [detectable, over_images(claim) if claim["images_why"] is None else "", claim["text"]]
     return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
 
 
@@ -93,6 +102,8 @@ def _details(claim):
     text += f"{rule} (`{claim['rule_hash'][:14]}`)."
     text += f" {claim['verdict'].capitalize()}: {claim['why']}." if claim["why"] else ""
     text += f" Seeds that not all cells have: {', '.join(claim['left_out'])}." if claim["left_out"] else ""
+    text += f" Over images alone: {claim['images_word']}." if claim["images_word"] else ""
+    text += f" {over_images(claim).capitalize()}." if claim["images_why"] else ""
     return text + (f" {claim['note'].strip()}" if claim["note"] else "")
 
 

@@ -1,7 +1,7 @@
 """How good are the zoo's CLIP, its self-supervised transformers and its oracles? Numbers on drawn pictures, in percent.
 
-Every function draws its own pictures from a claim seed and returns named values; :mod:`fmseg.zoo_table` puts them in a
-table.
+Every function draws its own pictures from a claim seed and returns named values; :mod:`fmseg.zoo_measures` makes runs
+of them.
 """
 
 import numpy as np

@@ -174,7 +174,7 @@ def calibrate(config: dict, clock: Callable[[], float] = time.perf_counter) -> C
 
 def _measurement(config: dict, clock: Callable[[], float]) -> Cost:
     """What a measurement of the zoo costs: loading its models, and a share of a picture a step."""
-    from fmseg.zoo_table import MEASURES
+    from fmseg.zoo_measures import MEASURES
 
     measure, marks = MEASURES[config["method"]][1], []
     _forget_peak_memory()

@@ -14,7 +14,8 @@ from scipy import integrate, optimize
 from scipy import special as _special
 from scipy import stats as _scipy
 
-_ROUNDING = 16 * np.finfo(np.float64).eps  # relative to the largest value that entered a difference
+from fmseg import ttests
+
 _SIDES = ("two-sided", "greater", "less")
 
 
@@ -204,11 +205,7 @@ def holm(p_values):
     outside = p[(p < 0) | (p > 1)]
     if len(outside):
         raise ValueError(f"`p_values` must lie in [0, 1]; found {outside[0]}.")
-    order = np.argsort(p, kind="stable")
-    factors = np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * p[order]))
-    adjusted = [float(x) for x in adjusted]
+    adjusted = ttests.holm(p).tolist()
     return dict(zip(p_values, adjusted, strict=True)) if isinstance(p_values, Mapping) else adjusted
 
 
@@ -280,8 +277,7 @@ def _largest(x):
 
 
 def _sd(x, scale):
-    sd = float(x.std(ddof=1))
-    return sd if sd > _ROUNDING * scale else 0.0
+    return float(ttests.moments(x, scale)[1])
 
 
 def _interval(mean, sd, n, confidence):
@@ -310,15 +306,7 @@ def _test(difference, confidence, null, scale, left_out):
     null = _check_number("null", null)
     n, mean, sd = len(x), float(x.mean()), _sd(x, scale)
     low, high = _interval(mean, sd, n, confidence)
-    shift = mean - null
-    if abs(shift) <= _ROUNDING * max(scale, abs(null)):
-        shift = 0.0
-    if sd == 0:
-        greater, less, both = float(shift <= 0), float(shift >= 0), float(shift == 0)
-    else:
-        t = shift * math.sqrt(n) / sd
-        greater, less = float(_scipy.t.sf(t, n - 1)), float(_scipy.t.cdf(t, n - 1))
-        both = min(1.0, 2 * float(_scipy.t.sf(abs(t), n - 1)))
+    both, greater, less = (float(p(x, null, scale)) for p in (ttests.two_sided, ttests.greater, ttests.less))
     return Paired(
         mean=mean, sd=sd, n=n, df=n - 1, low=low, high=high, confidence=float(confidence), null=null, p=both,
         p_greater=greater, p_less=less, seeds=tuple(difference), left_out=left_out,

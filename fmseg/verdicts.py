@@ -1,13 +1,13 @@
 """Verdicts: claims judged on tables, in four words: supported, contradicted, inconclusive, not tested (why)."""
 
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 
 from fmseg import estimand as _estimand
+from fmseg import power, rules
 from fmseg.claims import rule_hash, validate
-from fmseg.stats import contrast, detectable_effect, equivalence, holm
+from fmseg.rules import LEAST_PAIRS
+from fmseg.stats import contrast, holm
 
-LEAST_PAIRS = 5  # a claim on fewer seed pairs is not judged
 POWER = 0.8  # of the detectable effect that is shown
 
 
@@ -24,12 +24,14 @@ def judge(
     * paired_t, side two-sided: supported: p < alpha there, and the mean at least ``minimal_effect`` from zero. A
       smaller mean is asked whether the difference lies within +-minimal_effect (two one-sided tests);
       contradicted: p < alpha in that.
-    * equivalence: a mean inside the margin: do two one-sided tests place it there? supported: p < alpha. A mean
-      outside: is it beyond the margin? (one-sided) contradicted: p < alpha, that is, the interval is wholly outside.
+    * equivalence: a mean inside the margin: do two one-sided tests place it there? supported: p < alpha, that is, the
+      1 - 2 alpha interval is wholly inside. A mean outside: is it beyond the margin, on either side? contradicted:
+      p < alpha, that is, the 1 - alpha interval is wholly outside.
 
     p is Holm-adjusted over the judged claims of one table (that of the estimand's first cell). Everything else is
     inconclusive. For directional claims alpha thus bounds the chance of *either* decisive word where there is no
-    effect: it is spent on both directions, and side "greater" at 0.05 needs a one-sided p below 0.025.
+    effect: it is spent on both directions, and side "greater" at 0.05 needs a one-sided p below 0.025. The rules
+    themselves are in :mod:`fmseg.rules`; :mod:`fmseg.characteristics` measures how often they err.
 
     Args:
         claims: as :func:`fmseg.claims.load` returns.
@@ -43,10 +45,12 @@ def judge(
         One dict a claim: id, paper, where, says, paper_values, estimand, rule, scale, note; table; verdict, why, text
         (the verdict in words); mean, sd, low, high (t interval at ``confidence``: 1 - alpha, for equivalence
         1 - 2 alpha; not Holm-adjusted), n, df, seeds, left_out (seeds that not all cells have); question, p, p_holm,
-        family (claims adjusted together); detectable (the true effect, or for equivalence the margin, that n pairs of
-        this sd find with power 0.8 at the strictest level of the adjustment, alpha / family); rule_hash, flags. What
-        was not computed is None. Tables that are missing and cells that were not run make a claim "not tested"; so does
-        an entry's own ``not_tested``, which has neither estimand nor rule.
+        family (claims adjusted together); detectable (:func:`fmseg.power.detectable`: the true effect, or for
+        equivalence the margin, with which n pairs of this sd earn the word "supported" with power 0.8 at the strictest
+        level of the adjustment, alpha / family); rule_hash, flags; images_low, images_high, images_word, images_why
+        (for :mod:`fmseg.second_look` to fill). What was not computed is None. Tables that are missing and cells that
+        were not run make a claim "not tested"; so does an entry's own ``not_tested``, which has neither estimand nor
+        rule.
 
     Raises:
         TypeError, ValueError: a claim names a row or column that its table lacks, or breaks the schema.
@@ -66,7 +70,7 @@ def judge(
             entry["detectable"] = _detectable(entry)
         if entry["n"]:
             entry["flags"] = _flags((hashes or {}).get(entry["id"], set()), entry["rule_hash"])
-        entry["text"] = _text(entry)
+        entry["text"] = in_words(entry)
     return entries
 
 
@@ -77,6 +81,7 @@ def _measured(claim, tables, scale):
     entry |= dict.fromkeys(("why", "text", "mean", "sd", "low", "high", "confidence"))
     entry |= {"n": 0, "df": None, "seeds": [], "left_out": [], "question": None, "p": None, "p_holm": None}
     entry |= {"family": None, "detectable": None, "rule_hash": None, "flags": []}
+    entry |= dict.fromkeys(("images_low", "images_high", "images_word", "images_why"))
     if "not_tested" in claim:
         return entry | {"why": claim["not_tested"].strip()}
     formula = _estimand.parse(claim["estimand"])
@@ -100,7 +105,7 @@ def _measured(claim, tables, scale):
         return entry | {"why": "; ".join(idle)}
     if len(values) < LEAST_PAIRS:
         return entry | {"why": f"not judged (n = {len(values)})"}
-    return entry | _test(claim["rule"], values, entry["mean"])
+    return entry | _test(claim["rule"], values)
 
 
 def _describe(rule, values):
@@ -109,49 +114,25 @@ def _describe(rule, values):
     return {key: getattr(found, key) for key in ("mean", "sd", "low", "high", "confidence", "df")}
 
 
-def _test(rule, values, mean):
+def _test(rule, values):
     """{"question", "p"} of the question to which the mean leans; see :func:`judge`."""
-    margin = rule["margin"] if rule["test"] == "equivalence" else rule["minimal_effect"]
-    if rule["test"] == "paired_t" and not _leans_to_nothing(rule, mean):
-        return {"question": "off zero", "p": contrast(values).p}
-    if abs(mean) < margin:
-        zeros = dict.fromkeys(values, 0.0)
-        return {"question": f"within ±{margin:g}", "p": equivalence(values, zeros, margin, rule["alpha"]).p}
-    beyond = min(contrast(values, null=margin).p_greater, contrast(values, null=-margin).p_less)
-    return {"question": f"beyond ±{margin:g}", "p": beyond}
+    question, p = rules.ask(rule, list(values.values()))
+    asked = {rules.OFF_ZERO: "off zero", rules.WITHIN: "within ±{:g}", rules.BEYOND: "beyond ±{:g}"}
+    return {"question": asked[int(question)].format(rules.limit(rule)), "p": float(p)}
 
 
 def _decide(rule, mean, p):
     """(verdict, why) of a claim that was tested."""
+    word = rules.WORDS[int(rules.decide(rule, mean, p))]
+    if word != "inconclusive":
+        return word, None
     if p >= rule["alpha"]:
-        return "inconclusive", "these pairs do not settle the question"
-    if rule["test"] == "equivalence":
-        return ("supported" if abs(mean) < rule["margin"] else "contradicted"), None
-    if _leans_to_nothing(rule, mean):
-        return "contradicted", None
-    effect = {"greater": mean, "less": -mean, "two-sided": abs(mean)}[rule["side"]]
-    if effect < 0:
-        return "contradicted", None
-    if effect < rule["minimal_effect"]:
-        return "inconclusive", f"in the claimed direction, but smaller than {rule['minimal_effect']:g}"
-    return "supported", None
-
-
-def _leans_to_nothing(rule, mean):
-    """Whether a claim of a difference in either direction meets one below the smallest effect of interest."""
-    return rule["test"] == "paired_t" and rule["side"] == "two-sided" and abs(mean) < rule["minimal_effect"]
+        return word, "these pairs do not settle the question"
+    return word, f"in the claimed direction, but smaller than {rules.limit(rule):g}"
 
 
 def _detectable(entry):
-    alpha = entry["rule"]["alpha"] / entry["family"]
-    if entry["rule"]["test"] == "equivalence":  # both one-sided tests must find it: each may miss half of 1 - POWER
-        return entry["sd"] * _detectable_of_sd_1(entry["n"], alpha, 1 - (1 - POWER) / 2, "greater")
-    return entry["sd"] * _detectable_of_sd_1(entry["n"], alpha, POWER, "two-sided")
-
-
-@lru_cache
-def _detectable_of_sd_1(n, alpha, power, side):
-    return detectable_effect(1.0, n, alpha, power, side)
+    return power.detectable(entry["rule"], entry["sd"], entry["n"], entry["rule"]["alpha"] / entry["family"], POWER)
 
 
 def _flags(stored, present):
@@ -160,7 +141,8 @@ def _flags(stored, present):
     return ["rule set after some of the runs"] if set(stored) != {present} else []
 
 
-def _text(entry):
+def in_words(entry: Mapping) -> str:
+    """An entry's verdict in words, with its flags; the scale where it is miniature, the reason where there is none."""
     if entry["verdict"] == "not tested":
         return entry["why"] if entry["why"].startswith("not judged") else f"not tested ({entry['why']})"
     scale = " in miniature" if entry["scale"] == "mini" else ""

@@ -161,6 +161,20 @@ def test_labels_may_hold_blanks_signs_and_points_and_a_minus_may_touch_an_id():
     assert estimand.evaluate(parsed, data) == {"0": -4.0}
 
 
+def test_a_formula_of_arrays_is_that_of_each_element():
+    parsed = estimand.parse("mean(t[A, x], 3, t[B, x]) / 2 - -t[A, x]")
+    a, b = np.array([1.0, 2.5, -4.0]), np.array([[7.0], [0.5]])
+    found = estimand.evaluate_arrays(parsed, {("t", "A", "x"): a, ("t", "B", "x"): b})
+    assert found.shape == (2, 3)
+    for i, k in np.ndindex(2, 3):
+        data = table(A=[a[k]], B=[b[i, 0]])
+        assert found[i, k] == pytest.approx(estimand.evaluate(parsed, data)["0"])
+    with pytest.raises(ValueError, match=r"`values` lacks \('t', 'B', 'x'\) of estimand"):
+        estimand.evaluate_arrays(parsed, {("t", "A", "x"): a})
+    ratio = estimand.evaluate_arrays(estimand.parse("1 / t[A, x]"), {("t", "A", "x"): np.array([0.0, 2.0])})
+    assert ratio.tolist() == [np.inf, 0.5]
+
+
 def test_rounding_of_a_formula_is_no_effect():
     data = table(A=[0.3] * 5, B=[0.1] * 5, C=[0.2] * 5)
     parsed = estimand.parse("t[A, x] - t[B, x] - t[C, x]")

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from toys import REAL, ROOT, VALUES, invented
 
-from fmseg import camvid_real, configs, freemask_real, plan, world_supervised, zoo_table
+from fmseg import camvid_real, configs, freemask_real, plan, world_supervised, zoo_measures, zoo_table
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.records import write_record
 from fmseg.settings import Settings, load
@@ -105,8 +105,8 @@ def test_a_measurement_of_the_zoo_is_timed_on_few_pictures_and_scaled(settings, 
     def measure(seed, count):
         clock.now += 3.0 + 0.5 * count  # three seconds to load, half a second a picture
 
-    lines = zoo_table.MEASURES["prompted-pairs"][2]
-    monkeypatch.setitem(zoo_table.MEASURES, "prompted-pairs", (("diffusion",), measure, lines))
+    lines = zoo_measures.MEASURES["prompted-pairs"][2]
+    monkeypatch.setitem(zoo_measures.MEASURES, "prompted-pairs", (("diffusion",), measure, lines))
     config = next(c for c in zoo_table.run_configs(settings) if c["method"] == "prompted-pairs")
     cost = plan.calibrate(config, clock)
     seconds = plan.run_seconds(config, cost, plan.validation_pictures(config))

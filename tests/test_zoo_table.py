@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toys import ships
 
-from fmseg import tables, zoo, zoo_table
+from fmseg import tables, zoo, zoo_measures, zoo_table
 from fmseg.records import run_key
 from fmseg.settings import load
 from fmseg.zoo_train import MODULES
@@ -24,7 +24,7 @@ def settings(monkeypatch):
 def records(settings, change=0.0):
     made = []
     for config in zoo_table.run_configs(settings):
-        keys = [key for _, key, _ in zoo_table.MEASURES[config["method"]][2]]
+        keys = [key for _, key, _ in zoo_measures.MEASURES[config["method"]][2]]
         values = {key: 40.0 + k + config["seed"] + change for k, key in enumerate(keys)}
         result = {"values": values, "miou": values[keys[0]], "weights": "x"}
         made.append({"key": run_key(config), "config": config, "code": {}, "result": result})
@@ -32,11 +32,11 @@ def records(settings, change=0.0):
 
 
 def test_every_measurement_is_a_row_and_every_row_has_one_measurement():
-    labels = [label for _, _, lines in zoo_table.MEASURES.values() for label, _, _ in lines]
+    labels = [label for _, _, lines in zoo_measures.MEASURES.values() for label, _, _ in lines]
     assert len(labels) == len(set(labels)) and set(zoo_table.targets()) <= set(labels)
     assert not [label for label in labels if set("[],/|") & set(label)]  # formulas and citations use these
     assert all(low < high for low, high in zoo_table.targets().values())
-    assert set(zoo_table.GENERATING) <= set(zoo_table.MEASURES)
+    assert set(zoo_table.GENERATING) <= set(zoo_measures.MEASURES)
 
 
 def test_the_table_follows_from_the_records(settings):
@@ -63,22 +63,22 @@ def test_other_weights_are_other_runs(settings, monkeypatch):
 def test_a_measurement_refuses_other_weights_than_its_configuration_names(settings, monkeypatch):
     config = next(c for c in zoo_table.run_configs(settings) if c["method"] == "clip-recall-voc")
     measured = {"all": 12.34567, "single": 50.0}
-    lines = zoo_table.MEASURES["clip-recall-voc"][2]
-    monkeypatch.setitem(zoo_table.MEASURES, "clip-recall-voc", (("clip",), lambda seed, count: measured, lines))
-    done = zoo_table.run(config)
+    lines = zoo_measures.MEASURES["clip-recall-voc"][2]
+    monkeypatch.setitem(zoo_measures.MEASURES, "clip-recall-voc", (("clip",), lambda seed, count: measured, lines))
+    done = zoo_measures.run(config)
     assert done["result"]["miou"] == 12.3457 and done["result"]["values"]["single"] == 50.0
-    assert done["result"]["weights"] == zoo_table.run(config)["result"]["weights"]
+    assert done["result"]["weights"] == zoo_measures.run(config)["result"]["weights"]
     with pytest.raises(ValueError, match="does not hold the hashes of the shipped clip"):
-        zoo_table.run({**config, "zoo": {"clip": "other"}})
+        zoo_measures.run({**config, "zoo": {"clip": "other"}})
     with pytest.raises(ValueError, match="`method` must be one of clip-recall-voc, .*; got 'clip'"):
-        zoo_table.run({**config, "method": "clip"})
+        zoo_measures.run({**config, "method": "clip"})
     with pytest.raises(ValueError, match="lacks zoo"):
-        zoo_table.run({k: v for k, v in config.items() if k != "zoo"})
+        zoo_measures.run({k: v for k, v in config.items() if k != "zoo"})
 
 
 def test_what_is_not_shipped_is_said_and_the_rest_is_measured(settings, monkeypatch):
     whole = zoo_table.run_configs(settings)
-    assert {c["method"] for c in whole} == set(zoo_table.MEASURES) and len(whole) == 3 * len(zoo_table.MEASURES)
+    assert {c["method"] for c in whole} == set(zoo_measures.MEASURES) and len(whole) == 3 * len(zoo_measures.MEASURES)
     ships(monkeypatch, "clip", "mim")
     part = zoo_table.run_configs(settings)
     assert {c["method"] for c in part} == {
@@ -89,7 +89,7 @@ def test_what_is_not_shipped_is_said_and_the_rest_is_measured(settings, monkeypa
     assert cells["mim attention IoU"]["n"] == cells["true mask tells the shape"]["n"] == 3
     assert cells["dino attention IoU"]["status"] == "not run: the zoo has no dino yet"
     assert cells["one prompted found by the judge"]["status"] == "not run: the zoo has no diffusion, oracle, judge yet"
-    assert len(cells) == len([line for _, _, lines in zoo_table.MEASURES.values() for line in lines])
+    assert len(cells) == len([line for _, _, lines in zoo_measures.MEASURES.values() for line in lines])
     paper = load("paper", ROOT)
     assert zoo_table.run_configs(paper) == []
     assert {r["cells"]["measured"]["status"] for r in zoo_table.build_table(paper, [])["rows"]} == {
@@ -99,10 +99,10 @@ def test_what_is_not_shipped_is_said_and_the_rest_is_measured(settings, monkeypa
 
 def test_a_value_that_no_picture_gave_is_left_out(settings, monkeypatch):
     config = next(c for c in zoo_table.run_configs(settings) if c["method"] == "real-singles")
-    lines = zoo_table.MEASURES["real-singles"][2]
+    lines = zoo_measures.MEASURES["real-singles"][2]
     measured = {"single, oracle": float("nan"), "pair, oracle": 12.5, "single, judge": 30.0}
-    monkeypatch.setitem(zoo_table.MEASURES, "real-singles", (("oracle", "judge"), lambda *_: measured, lines))
-    result = zoo_table.run(config)["result"]
+    monkeypatch.setitem(zoo_measures.MEASURES, "real-singles", (("oracle", "judge"), lambda *_: measured, lines))
+    result = zoo_measures.run(config)["result"]
     assert result["values"]["single, oracle"] is None and result["miou"] == 12.5
     record = {"key": run_key(config), "config": config, "code": {}, "result": result}
     cells = {r["label"]: r["cells"]["measured"] for r in zoo_table.build_table(settings, [record])["rows"]}
