@@ -72,7 +72,7 @@ def over_images(entry: dict, digits: int = 1) -> str:
     """The second look: "[2.0, 4.2]", why there is none, or "" where nothing was measured."""
     if entry.get("images_low") is not None:  # a ledger may be older than its code while stages run
         return f"[{entry['images_low']:.{digits}f}, {entry['images_high']:.{digits}f}]"
-    return f"no second look: {entry['images_why']}" if entry["images_why"] else ""
+    return f"no second look: {entry['images_why']}" if entry.get("images_why") else ""
 
 
 def paper_values(values: dict) -> str:
