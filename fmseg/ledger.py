@@ -69,8 +69,8 @@ def effect(entry: dict, digits: int = 1) -> str:
 
 
 def over_images(entry: dict, digits: int = 1) -> str:
-    """The second look: "[2.0, 4.2]", why there is none, or "" where nothing was measured."""
-    if entry.get("images_low") is not None:  # a ledger may be older than its code while stages run
+    """The second look: "[2.0, 4.2]", why there is none, or "" where nothing was measured, or in a ledger from before."""
+    if entry.get("images_low") is not None:
         return f"[{entry['images_low']:.{digits}f}, {entry['images_high']:.{digits}f}]"
     return f"no second look: {entry['images_why']}" if entry.get("images_why") else ""
 
@@ -88,7 +88,7 @@ def _line(claim):
     p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
     detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
     shown = [f"`{claim['id']}`", claim["says"], paper_values(claim["paper_values"]), effect(claim), claim["n"], p]
-    shown += [detectable, over_images(claim) if claim["images_why"] is None else "", claim["text"]]
+    shown += [detectable, "" if claim.get("images_why") else over_images(claim), claim["text"]]
     return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
 
 
@@ -102,8 +102,8 @@ def _details(claim):
     text += f"{rule} (`{claim['rule_hash'][:14]}`)."
     text += f" {claim['verdict'].capitalize()}: {claim['why']}." if claim["why"] else ""
     text += f" Seeds that not all cells have: {', '.join(claim['left_out'])}." if claim["left_out"] else ""
-    text += f" Over images alone: {claim['images_word']}." if claim["images_word"] else ""
-    text += f" {over_images(claim).capitalize()}." if claim["images_why"] else ""
+    text += f" Over images alone: {claim['images_word']}." if claim.get("images_word") else ""
+    text += f" No second look: {claim['images_why']}." if claim.get("images_why") else ""
     return text + (f" {claim['note'].strip()}" if claim["note"] else "")
 
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fmseg import claims, judge_figures
+from fmseg import claims, judge_figures, tables
 
 LISTED = claims.load(Path(__file__).parents[1] / "claims.yaml")
 
@@ -34,6 +35,16 @@ def test_the_usual_rule_is_the_most_frequent():
     }  # fmt: skip
     with pytest.raises(ValueError, match="the test 'equivalence'; it has none"):
         judge_figures.usual(LISTED[:2], "equivalence")
+
+
+def test_skewness_is_that_of_pairs_of_rows_in_tables_that_claims_read():
+    rng = np.random.default_rng(0)
+    made = {k: tables.table(k, "T", "P", "%", ["x"], [
+        tables.row(f"A{i}", {"x": tables.cell(dict(enumerate(row)))}) for i, row in enumerate(rng.normal(0, 1, (9, 5)))
+    ]) for k in ("freemask-real", "zoo")}  # fmt: skip
+    text = judge_figures.skewness(LISTED, made, 5, drawn=2000)
+    assert "over 36 pairs of rows; simulated normal 0.7" in text, "the zoo's rows are in no claim"
+    assert "measured no pairs of rows" in judge_figures.skewness(LISTED, made, 6, drawn=100)
 
 
 def test_second_looks_in_words():
