@@ -37,7 +37,7 @@ def first(chapters: Sequence[Chapter], claims: Iterable[Mapping], picture: str |
     """
     claims = list(claims)
     board = raw(f'<div class="fmseg-scroll">{scoreboard(claims)}</div>') if claims else _NOT_HERE
-    lines = [_FIRST, raw(picture) if picture else "", "## Verdicts", "", board, ""]
+    lines = [_FIRST, raw(f'<div class="fmseg-first">{picture}</div>') if picture else "", "## Verdicts", "", board, ""]
     for part in PARTS.values():
         own = [chapter for chapter in chapters if chapter.part == part]
         ready = [chapter for chapter in own if not chapter.waits]
@@ -108,7 +108,7 @@ def modules(paths: Mapping[str, Path]) -> str:
     lines = ["# Source", "", "The modules that the results rest on, as they were when this book was built.", ""]
     for name, path in paths.items():
         said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        sentence = re.split(r"(?<=[.:])\s", said.replace("\n", " "), maxsplit=1)[0]
+        sentence = re.split(r"(?<=[.])\s", said.replace("\n", " "), maxsplit=1)[0]
         lines.append(f"* [`{name}`]({name}.md): {sentence.replace('{', chr(92) + '{')}")
     return "\n".join([*lines, ""])
 

@@ -143,6 +143,7 @@ def _book(made: dict[str, dict], root: Path) -> dict:
         "desc": "The book: executed notebooks, tables, figures and the ledger as a site",
         "cmd": "sh .dvc/book",
         "deps": [".dvc/book", "book", *sorted(own | _shown(made, root))]
+        + ([ZOO] if (root / ZOO).is_dir() else [])  # which models are shipped says which notebooks wait
         + [f"notebooks/{name}" for name in waiting]
         + sorted(path for path in left if re.fullmatch(rf"{re.escape(RESULTS)}/({'|'.join(read)})", path)),
         "params": ["profile", "profiles.${profile}"],

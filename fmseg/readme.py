@@ -67,7 +67,6 @@ def _times(settings: Settings) -> str:
             f"| `make verify` | do the committed results belong to this code? | {said('verify')} |",
             f"| `make smoke` | every stage at smoke size, in a temporary copy | {said('smoke')} |",
             f"| `make rerun` | trains the headline table again with three seeds and compares | {said('rerun')} |",
-            f"| `make book` | builds the book, if it is out of date, and shows it on localhost | {said('book')} |",
             "| `make lab` | opens the notebooks | |",
         ]
     )

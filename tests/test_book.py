@@ -133,11 +133,8 @@ def test_the_site_is_whole(made_site):
 
 def test_a_chapter_in_the_site(made_site):
     page = Page(made_site[0] / "chapters/22_noise_filter.html").text
-    assert (
-        page.count("<math") == 3
-        and "$$" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
-        and "mathjax" not in page.lower()
-    )
+    assert page.count("<math") == 3
+    assert "$$" not in re.sub(r"<script.*?</script>", "", page, flags=re.S)
     assert page.count("<details") >= 2 and "Solution" in page
     assert 'href="../source/noise.html"' in page and 'href="../waiting.html#24_freemask_joint"' in page
     page = Page(made_site[0] / "chapters/20_freemask_real.html")

@@ -1,7 +1,11 @@
 """The made-up book in headless Chromium, opened as files: what a reader's browser makes of it."""
 
+import os
+
 import pytest
 from chromium import Browser, executable
+from made_book import broken
+from toys import ROOT
 
 pytestmark = [
     pytest.mark.browser,
@@ -23,25 +27,41 @@ def browser():
     browser.close()
 
 
+def look(browser, address, scheme):
+    """Open a page as a reader would who opens everything in it; fails where it is wider than a phone or not whole."""
+    browser.requests.clear()
+    browser.errors.clear()
+    browser.goto(address)
+    browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+    browser.evaluate("Promise.all([...document.images].map(i => i.decode()))")  # fails for a picture that is not there
+    width = browser.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+    assert width <= 390, address
+    assert not [r for r in browser.requests if not r.startswith(("file:", "data:", "about:"))], address
+    assert browser.errors == [], address
+    colour = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, colour[4:-1].split(","))) < 200) == (scheme == "dark"), address
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_a_phone_load_nothing_from_elsewhere_and_make_no_error(site, browser, scheme):
     browser.size(390, 844, phone=True)
     browser.scheme(scheme)
     for page in PAGES:
-        browser.requests.clear()
-        browser.errors.clear()
-        browser.goto(f"{site}/{page}")
-        browser.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        browser.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-        browser.evaluate(
-            "Promise.all([...document.images].map(i => i.decode()))"
-        )  # fails for a picture that is not there
-        width = browser.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
-        assert width <= 390, page
-        assert not [r for r in browser.requests if not r.startswith(("file:", "data:", "about:"))], page
-        assert browser.errors == [], page
-        colour = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, colour[4:-1].split(","))) < 200) == (scheme == "dark"), page
+        look(browser, f"{site}/{page}", scheme)
+
+
+def test_a_real_book_too(browser):
+    """After `make book`: FMSEG_BOOK=results/mini/book pytest tests/test_book_browser.py"""
+    if "FMSEG_BOOK" not in os.environ:
+        pytest.skip("FMSEG_BOOK does not say where a real book is")
+    folder = (ROOT / os.environ["FMSEG_BOOK"]).resolve()
+    assert broken(folder) == []
+    browser.size(390, 844, phone=True)
+    browser.scheme("light")
+    for path in sorted(folder.rglob("*.html")):
+        if "_static" not in path.parts:
+            look(browser, path.as_uri(), "light")
 
 
 def test_formulas_are_set(site, browser):
