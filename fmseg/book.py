@@ -125,12 +125,19 @@ def serve(where: Path, port: int = PORT) -> None:
     """Show a book on localhost until interrupted.
 
     Raises:
-        FileNotFoundError: there is none. OSError: the port is taken.
+        FileNotFoundError: there is none. OSError: the port cannot be had; says how to take another.
     """
     if not (where / "index.html").is_file():
         raise FileNotFoundError(f"no book in {where}; `make book` builds it")
     handler = functools.partial(_Quiet, directory=str(where))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    except OSError as error:
+        words = (
+            f"port {port} of localhost cannot be had: {error.strerror}; `python -m fmseg.book --serve --port N` takes N"
+        )
+        raise OSError(error.errno, words) from None
+    with server:
         print(f"The book: http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()

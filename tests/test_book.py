@@ -1,5 +1,6 @@
 import json
 import re
+import socket
 
 import pytest
 from made_book import Page, broken, project
@@ -85,6 +86,14 @@ def test_every_formula_of_the_notebooks_becomes_mathml():
     assert count > 50
     with pytest.raises(ValueError, match=r"cannot be made MathML .*: \\frac"):
         book_sphinx.mathml(r"\frac{", "inline")
+
+
+def test_what_cannot_be_shown_says_why(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no book in .*; `make book` builds it"):
+        book.serve(tmp_path)
+    (tmp_path / "index.html").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="--serve --port N` takes N"):
+        book.serve(tmp_path, taken.getsockname()[1])
 
 
 # -- tables and ledger -------------------------------------------------------------------------------------------------
