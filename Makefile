@@ -14,10 +14,11 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 4000000000
 export MALLOC_TOP_PAD_ ?= 268435456
 
-.PHONY: help setup repro realdata rerun verify recertify smoke zoo zoo-smoke test lint lab pipeline readme times clean
+.PHONY: help setup repro realdata rerun verify recertify smoke zoo zoo-smoke test lint lab book pipeline readme times clean
 help:
 	@echo "make repro       execute every notebook, regenerate every table and figure"
 	@echo "make test        run the tests"
+	@echo "make book        the notebooks, tables, figures and the ledger as a site, shown on localhost"
 	@echo "make lab         open the notebooks in JupyterLab (outputs are not saved into the sources)"
 	@echo "make verify      do the committed results belong to this code? seconds, no training"
 	@echo "make rerun       train the headline tables again and compare; SCOPE=all: everything"
@@ -73,6 +74,10 @@ lint: setup
 
 lab: setup
 	$(VENV)/bin/jupyter lab --FileContentsManager.pre_save_hook=fmseg.strip.pre_save notebooks/00_start_here.ipynb
+
+book: setup
+	@$(RUN) -m fmseg.repro book
+	@$(RUN) -m fmseg.book --serve
 
 pipeline: setup
 	@$(RUN) -m fmseg.pipeline

@@ -1,4 +1,4 @@
-"""dvc.yaml, computed: a stage a notebook, with what the notebook rests on and what it leaves.
+"""dvc.yaml, computed: a stage a notebook, with what the notebook rests on and what it leaves, and one for the book.
 
 `python -m fmseg.pipeline` writes the file, and realdata/dvc.yaml with the stages that need photographs, which `make
 repro` leaves alone; a test fails where files and this disagree. A stage depends on its notebook, on every package
@@ -24,6 +24,7 @@ from fmseg.tables import write_files
 from fmseg.zoo import CARD
 
 RUNNER = "fmseg.stage"  # what executes a notebook; part of every stage
+BOOK = "book"  # the last stage, and the folder that it leaves
 _HEAD = """\
 # Written by `python -m fmseg.pipeline`; do not edit. A stage executes a notebook through papermill.
 # Tables, figures and run records live in git (cache: false); executed notebooks and pages in DVC's cache, so that a
@@ -67,7 +68,17 @@ def _needs_photos(name: str) -> bool:
 
 def stages(root: Path) -> dict[str, dict]:
     """The `stages` mapping of dvc.yaml. Raises ValueError where a notebook cites a table that no stage makes."""
-    return {name: _stage(name, Path(root)) for name in stage_names(root)}
+    made = _notebook_stages(Path(root))
+    return made | ({BOOK: _book(made, Path(root))} if made else {})
+
+
+def shown_modules(root: Path) -> list[str]:
+    """Files of the package whose source the book shows: what its chapters rest on, those that wait included."""
+    return sorted(_shown(_notebook_stages(Path(root)), Path(root)))
+
+
+def _notebook_stages(root: Path) -> dict[str, dict]:
+    return {name: _stage(name, root) for name in stage_names(root)}
 
 
 def text(root: Path) -> str:
@@ -121,6 +132,34 @@ def _stage(name: str, root: Path) -> dict:
     }
 
 
+def _book(made: dict[str, dict], root: Path) -> dict:
+    """The stage of the book, which rests on what the others leave. What needs photographs is not waited for."""
+    files = provenance.modules(root)
+    own = {str(files[module].relative_to(root)) for module in provenance.closure("fmseg.book", root)}
+    waiting = [path.name for path in sorted((root / "notebooks").glob("[0-9]*.ipynb")) if path.stem not in made]
+    left = [path for stage in made.values() for out in stage["outs"] for path in out]
+    read = ("tables/[^/]+[.]json", "figures/.+", "ledger[.]json", "notebooks/.+[.]ipynb")
+    return {
+        "desc": "The book: executed notebooks, tables, figures and the ledger as a site",
+        "cmd": "sh .dvc/book",
+        "deps": [".dvc/book", "book", *sorted(own | _shown(made, root))]
+        + ([ZOO] if (root / ZOO).is_dir() else [])  # which models are shipped says which notebooks wait
+        + [f"notebooks/{name}" for name in waiting]
+        + sorted(path for path in left if re.fullmatch(rf"{re.escape(RESULTS)}/({'|'.join(read)})", path)),
+        "params": ["profile", "profiles.${profile}"],
+        "outs": [{f"{RESULTS}/{BOOK}": _kept()}],
+    }
+
+
+def _shown(made: dict[str, dict], root: Path) -> set[str]:
+    shown = {dep for stage in made.values() for dep in stage["deps"] if dep.startswith("fmseg/")}
+    files = provenance.modules(root)
+    for path in (root / "notebooks").glob("[0-9]*.ipynb"):
+        if path.stem not in made:
+            shown |= {str(files[module].relative_to(root)) for module in provenance.notebook_modules(path, root)}
+    return shown
+
+
 def _lenders(name: str) -> list[str]:
     """Tables of earlier stages that lend runs to this one's; later ones are not waited for."""
     lent = {id for own in made_by(name) for id in EXPERIMENTS[own].lenders}
@@ -163,7 +202,8 @@ def _tables_read(cells, name: str) -> list[str]:
 def main() -> None:
     root = project_root()
     write_files({root / "dvc.yaml": text(root), root / "realdata" / "dvc.yaml": realdata_text(root)})
-    print(f"dvc.yaml: {len(stage_names(root))} stages; realdata/dvc.yaml: {len(stage_names(root, photos=True))}")
+    counts = len(stage_names(root)), len(stage_names(root, photos=True))
+    print(f"dvc.yaml: {counts[0]} notebooks and the book; realdata/dvc.yaml: {counts[1]}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fmseg.catalogue import EXPERIMENTS
 from fmseg.cite import duration
 from fmseg.notebooks import note_time
 from fmseg.on_disk import root_of
-from fmseg.pipeline import stage_names
+from fmseg.pipeline import BOOK, stage_names
 from fmseg.records import LockedError, lock
 from fmseg.settings import load, project_root
 
@@ -61,7 +61,7 @@ def repro(root: Path, words: list[str]) -> int:
         if not words:
             done = executed(settings, started)
             name = {len(stage_names(root)): "repro", 0: "repro again"}.get(len(done))
-            if name:
+            if name and (done or not book_is_new(settings, started)):
                 note_time(name, time.time() - started, settings)
     return 0
 
@@ -71,11 +71,20 @@ def executed(settings, started: float) -> list[Path]:
     return [p for p in sorted((settings.results / "notebooks").glob("[0-9]*.ipynb")) if p.stat().st_mtime >= started]
 
 
+def book_is_new(settings, started: float) -> bool:
+    """Whether the book was built after ``started``, seconds since the epoch."""
+    page = settings.results / BOOK / "index.html"
+    return page.exists() and page.stat().st_mtime >= started
+
+
 def summary(settings, started: float) -> str:
     """What happened since ``started`` (seconds since the epoch), from the reports that the tables left."""
     done = executed(settings, started)
     names = stage_names(settings.root)
     took = duration(time.time() - started)
+    folder = settings.results.relative_to(settings.root)
+    if not done and book_is_new(settings, started):
+        return f"\nfmseg: no notebook was out of date; the book was built anew ({took}): {folder}/{BOOK}/index.html."
     if not done:
         return f"\nfmseg: nothing was out of date; all {len(names)} stages are as committed ({took})."
     reports = []
@@ -98,8 +107,9 @@ def summary(settings, started: float) -> str:
         lines.append(
             f"{stale} records did not belong to this code and were replaced; `git diff results` shows what moved."
         )
-    folder = settings.results.relative_to(settings.root)
     lines.append(f"Tables: {folder}/tables/*.md. Notebooks to read: {folder}/notebooks/*.html.")
+    if book_is_new(settings, started):
+        lines.append(f"The book, all of it in one place: {folder}/{BOOK}/index.html (`make book` shows it).")
     return "\n".join(lines)
 
 

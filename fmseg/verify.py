@@ -166,7 +166,11 @@ def _lock(settings: Settings, found: Verdict) -> None:
         found.failed.append(f"`dvc status` did not answer: {run.stderr.strip()[-300:]}")
         return
     reworded: set[str] = set()
+    if pipeline.BOOK in status:  # not in git, so that nothing committed can be out of date; a fresh clone lacks it
+        found.remarks.append("the book is not there, or older than what it shows; `make book` builds it")
     for stage, changes in status.items():
+        if stage == pipeline.BOOK:
+            continue
         for change in changes:
             for kind, files in change.items() if isinstance(change, dict) else [(str(change), {"cmd": "changed"})]:
                 for file, state in files.items():

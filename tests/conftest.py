@@ -43,3 +43,12 @@ def settings(tmp_path, monkeypatch):
     for name in ("params.yaml", "claims.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     return Settings("mini", VALUES, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def made_site(tmp_path_factory):
+    """The book of a few made-up notebooks: its folder, and the warnings of its builder."""
+    from made_book import built
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield built(tmp_path_factory.mktemp("book"), patch)

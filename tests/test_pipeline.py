@@ -52,6 +52,16 @@ def test_results_live_in_git_and_executed_copies_outside():
     assert "results/${profile}/runs/freemask-real" in outs("20_freemask_real")
 
 
+def test_the_book_rests_on_all_other_stages_and_waits_for_no_photographs():
+    stage, names = STAGES[pipeline.BOOK], [name for name in STAGES if name != pipeline.BOOK]
+    assert names == pipeline.stage_names(ROOT) and list(STAGES)[-1] == pipeline.BOOK
+    assert {f"results/${{profile}}/notebooks/{name}.ipynb" for name in names} <= set(stage["deps"])
+    assert {"book", ".dvc/book", "results/${profile}/ledger.json", "fmseg/book.py"} <= set(stage["deps"])
+    assert not [dep for dep in stage["deps"] if dep.startswith("results") and "camvid" in dep]
+    every = {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
+    assert {f"notebooks/{name}.ipynb" for name in every - set(names)} <= set(stage["deps"]), "those that wait"
+
+
 @pytest.fixture
 def write(tmp_path):
     (tmp_path / "fmseg").symlink_to(ROOT / "fmseg")

@@ -1,0 +1,106 @@
+"""The book's tables: a page each, in which every cell can be linked to and shows the seeds behind it."""
+
+import html
+from collections.abc import Mapping, Sequence
+
+from fmseg import estimand, tables
+from fmseg.book_chapters import Chapter, place_of
+from fmseg.book_html import link, raw
+
+
+def cell_anchor(table: Mapping, row: str, column: str) -> str:
+    """What a cell is called in its table's page; by place, because labels may hold anything.
+
+    Raises:
+        ValueError: the table has no such row or column; the message lists what it has.
+    """
+    labels = [r["label"] for r in table["rows"]]
+    for kind, name, known in (("row", row, labels), ("column", column, table["columns"])):
+        if name not in known:
+            raise ValueError(f"table {table['id']} has no {kind} {name!r}; it has {', '.join(known)}")
+    return f"r{labels.index(row) + 1}c{list(table['columns']).index(column) + 1}"
+
+
+def cell_page(table: Mapping, row: str, column: str) -> str:
+    """Where the book has a cell, from its root: 'tables/freemask-real.html#r1c1'."""
+    return f"tables/{table['id']}.html#{cell_anchor(table, row, column)}"
+
+
+def markdown(table: Mapping, chapters: Sequence[Chapter], claims: Sequence[Mapping]) -> str:
+    """A table's page: its cells, the values of each seed, the claims that read it, the chapter that makes it."""
+    lines = [f"# {table['title']}", "", f"{table['paper']}. Unit: {table['unit']}. Mean ± sd over n seeds.", ""]
+    lines += [_scrolling(_cells(table)), table.get("note", ""), "", _made(table, chapters), ""]
+    reading = [c for c in claims if c["estimand"] and table["id"] in estimand.parse(c["estimand"]).tables]
+    if reading:
+        lines += ["## Claims that read it", ""]
+        lines += [
+            f"* {link('../ledger.html#' + c['id'], c['id'], code=True)} {c['says']}: {c['text']}" for c in reading
+        ]
+        lines.append("")
+    return "\n".join([*lines, "## Seed by seed", "", _scrolling(_seeds(table))])
+
+
+def index(found: Mapping[str, dict]) -> str:
+    """The page that lists the tables."""
+    lines = ["# Tables", "", "Every cell can be linked to, and shows the seeds behind it.", ""]
+    lines += [f"* [{table['title']}]({id}.md) (`{id}`): {table['paper']}" for id, table in found.items()]
+    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *found, "```", ""])
+
+
+def _cells(table):
+    digits = table.get("digits", 1)
+    lines = ["<table><thead><tr><th></th>", *(f"<th>{html.escape(c)}</th>" for c in table["columns"]), "</tr></thead>"]
+    lines.append("<tbody>")
+    for row in table["rows"]:
+        lines.append(f"<tr><th scope='row'>{html.escape(row['label'])}</th>")
+        for column in table["columns"]:
+            cell, where = row["cells"].get(column), cell_anchor(table, row["label"], column)
+            lines.append(f"<td id='{where}'>{'' if cell is None else _cell(cell, digits)}</td>")
+        lines.append("</tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _cell(cell, digits):
+    count = f" <small>(n = {cell['n']})</small>" if cell["n"] else ""
+    paper = f"<br><small>paper: {html.escape(tables.paper_text(cell['paper']))}</small>" if cell["paper"] else ""
+    return f"{html.escape(tables.mean_sd(cell, digits))}{count}{paper}"
+
+
+def _seeds(table):
+    """Rows and columns as (row, column, values of the seeds); cells without a value are left out."""
+    seeds = sorted({s for r in table["rows"] for c in r["cells"].values() for s in c["values"]}, key=_order)
+    lines = ["<table><thead><tr><th>row</th><th>column</th>", *(f"<th>seed {html.escape(s)}</th>" for s in seeds)]
+    lines.append("</tr></thead><tbody>")
+    digits = table.get("digits", 1) + 1
+    for row in table["rows"]:
+        for column in table["columns"]:
+            values = row["cells"].get(column, {"values": {}})["values"]
+            if values:
+                shown = "".join(f"<td>{values[s]:.{digits}f}</td>" if s in values else "<td></td>" for s in seeds)
+                lines.append(f"<tr><td>{html.escape(row['label'])}</td><td>{html.escape(column)}</td>{shown}</tr>")
+    return "".join([*lines, "</tbody></table>"])
+
+
+def _made(table, chapters):
+    facts = [f"{k} {', '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in _provenance(table).items()]
+    stage = _provenance(table).get("stage")
+    chapter = next((c for c in chapters if c.name == stage), None)
+    text = f"Table `{table['id']}`" + (f"; {'; '.join(facts)}" if facts else "") + "."
+    if chapter is None:
+        return text
+    place = place_of(table["id"], chapter)
+    page = f"../{chapter.page}" + (f"#{place[0]}" if place else "")
+    verb = "made in" if place or not chapter.waits else f"made in a chapter that waits for {chapter.waits}:"
+    return f"{text} It is {verb} {link(page, chapter.title)}."
+
+
+def _provenance(table):
+    return table.get("provenance", {})
+
+
+def _order(seed):
+    return (0, int(seed), seed) if seed.lstrip("-").isdigit() else (1, 0, seed)
+
+
+def _scrolling(table):
+    return raw(f'<div class="fmseg-scroll">{table}</div>')
