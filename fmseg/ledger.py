@@ -69,7 +69,7 @@ def effect(entry: dict, digits: int = 1) -> str:
 
 
 def over_images(entry: dict, digits: int = 1) -> str:
-    """The second look: "[2.0, 4.2]", why there is none, or "" where nothing was measured, or in a ledger from before."""
+    """The second look: "[2.0, 4.2]", why there is none, or "": nothing was measured, or the ledger is from before."""
     if entry.get("images_low") is not None:
         return f"[{entry['images_low']:.{digits}f}, {entry['images_high']:.{digits}f}]"
     return f"no second look: {entry['images_why']}" if entry.get("images_why") else ""

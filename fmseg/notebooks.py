@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,11 @@ def _by_file_socket():
     """Kernel and papermill talk through sockets in the file system: no open ports, and no warning about them."""
     from traitlets.config import Config
 
-    return Config({"KernelManager": {"transport": "ipc"}} if hasattr(socket, "AF_UNIX") else {})
+    if not hasattr(socket, "AF_UNIX"):
+        return Config()
+    # jupyter_client's own name for the sockets is the same in every process: two stages at a time would share them
+    name = os.path.join(tempfile.gettempdir(), f"fmseg-kernel-{os.getpid()}")
+    return Config({"KernelManager": {"transport": "ipc", "ip": name}})
 
 
 def _settle(notebook) -> None:

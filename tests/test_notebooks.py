@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -49,6 +51,19 @@ def test_the_notebook_runs_with_its_parameters_and_the_source_stays(project):
     times = json.loads((settings.root / "build/times/smoke.json").read_text())
     assert times["10_squares"] > 0
     assert not [p.name for p in path.parent.iterdir() if "part" in p.name]
+
+
+def test_two_processes_have_kernels_of_their_own(project):
+    settings = project(DECLARED, cell("print('kernel', seed)"))
+    words = "import sys; from pathlib import Path; from fmseg import notebooks; from fmseg.settings import load\n"
+    words += "notebooks.execute(sys.argv[1], load('smoke', Path.cwd()), {'seed': 7}, progress=False)"
+    source = settings.root / "notebooks/10_squares.ipynb"
+    names = ("10_squares", "11_more")
+    (source.parent / "11_more.ipynb").write_bytes(source.read_bytes())
+    started = [subprocess.Popen([sys.executable, "-c", words, name], cwd=settings.root) for name in names]
+    assert [process.wait(120) for process in started] == [0, 0]
+    for name in names:
+        assert "kernel 7" in (settings.root / f"results/smoke/notebooks/{name}.ipynb").read_text()
 
 
 def test_a_cell_that_raises_is_named_and_the_last_good_copy_stays(project):
