@@ -6,11 +6,15 @@ is trained once, and lent (``lenders`` of :class:`fmseg.experiment.Experiment`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+from numpy import ndarray
 
 from fmseg import freemask_configs, tables
 from fmseg.experiment import Experiment, on_real_data, provenance
 from fmseg.records import run_key
+from fmseg.second_look import Run, iou, mean_of
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, paper_value, row
 
@@ -115,17 +119,45 @@ class Layout:
         keys = {seed: run_key(entry.make(settings, seed)) for seed in entry.seeds(settings)}
         return {seed: found[key] for seed, key in keys.items() if key in found}
 
+    def by_image(self, settings: Settings, records: list[dict | None]) -> list[Run]:
+        """The runs behind cells of mIoU whose records hold counts of images, for the second look at claims."""
+        found = []
+        for label, cells in self.rows(settings).items():
+            for column, entry in cells.items():
+                if isinstance(entry, Entry) and entry.value is miou:
+                    mine = self.records_of(settings, records, label, column)
+                    found += [run_by_image(label, r, partial(_mean_of_all, column)) for r in mine.values()]
+        return [run for run in found if run.packed]
+
     def experiment(self) -> Experiment:
         """The table as :mod:`fmseg.experiment` performs it."""
         lenders = tuple(id for id in self.family if id != self.id)
         return Experiment(
             self.id, self.stage, self.module, self.runs, self.build, describe, self.headline, self.photos, lenders,
-            "fmseg.real_freemask",
+            "fmseg.real_freemask", self.by_image,
         )  # fmt: skip
 
     def headline(self, settings: Settings) -> list[dict[str, Any]]:
         """Configurations of the runs that `make rerun` trains without being asked for everything."""
         return self.runs(settings, headline=True)
+
+
+def run_by_image(label: str, record: dict, cells: Callable[[dict[str, ndarray]], dict[str, ndarray]]) -> Run:
+    """A run in a row; without counts where its record has none (:attr:`fmseg.second_look.Run.packed` is empty).
+
+    Args:
+        label: of the row. record: of a run in the mini world or on real data. cells: as of the :class:`Run`.
+    """
+    config, images = record["config"], record["result"].get("images")
+    if images is None:
+        return Run(label, config["seed"], {}, {}, cells)
+    tested = f"{config['draw']}, {config['validation']} images of {config['size']} pixels"
+    return Run(label, config["seed"], {"images": images}, {"images": tested}, cells)
+
+
+def _mean_of_all(column: str, sums: dict[str, ndarray]) -> dict[str, ndarray]:
+    found = iou(sums["images"])
+    return {column: mean_of(found, range(found.shape[-1]))}
 
 
 def _has_runs(entry: Entry | str | None, settings: Settings) -> bool:

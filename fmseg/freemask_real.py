@@ -5,12 +5,16 @@ are labelled, and mmsegmentation's segmenters at mini size, on the zoo's backbon
 from scratch. DeepLabV3, which FMWISS uses, is one more row.
 """
 
+from functools import partial
+
 import numpy as np
 
 from fmseg import ceilings, configs, on_disk, real_supervised, zoo
 from fmseg.datasets import draw_set
 from fmseg.experiment import Experiment, on_real_data, provenance
+from fmseg.freemask_layout import run_by_image
 from fmseg.labelmaps import LARGEST
+from fmseg.second_look import Run, iou, mean_of
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, paper_value, row, table
 from fmseg.words import STUFF, THINGS
@@ -154,4 +158,17 @@ def cell_of(config: dict) -> str:
     return next(label for label, row in ROWS.items() if row == (config["method"], backbone))
 
 
-EXPERIMENT = Experiment("freemask-real", "20_freemask_real", "fmseg.supervised", run_configs, build_table, cell_of)
+def by_image(settings: Settings, records: list[dict | None]) -> list[Run]:
+    """The runs whose records hold counts of images, for the second look at claims."""
+    found = [run_by_image(cell_of(r["config"]), r, partial(_means, groups_of(r))) for r in records if r]
+    return [run for run in found if run.packed]
+
+
+def _means(groups: dict[str, list[int]], sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found = iou(sums["images"])
+    return {column: mean_of(found, ids) for column, ids in groups.items()}
+
+
+EXPERIMENT = Experiment(
+    "freemask-real", "20_freemask_real", "fmseg.supervised", run_configs, build_table, cell_of, by_image=by_image
+)

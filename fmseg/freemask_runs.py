@@ -12,16 +12,15 @@ from typing import Any
 from fmseg import freemask, synthetic
 from fmseg.batches import Source
 from fmseg.datasets import draw_set, get_draw
-from fmseg.evaluation import predict
 from fmseg.freemask_data import real_set
 from fmseg.measure_generation import clip_features, frechet, oracle_miou
 from fmseg.paradigms import after, repeats
 from fmseg.segmenters import build
 from fmseg.settings import check_config
+from fmseg.supervised import finished
 from fmseg.training import TrainConfig, train
 
 PARADIGMS = ("real", "synthetic", "joint", "pretrain")
-EXAMPLES = 6  # predictions on the first validation images that a record keeps, for figures
 KEYS = ("method", "backbone", "seed", "draw", "split", "images", "validation", "size", "paradigm", "train")
 WITH_PICTURES = ("synthetic", "generator", "filter")
 
@@ -125,4 +124,4 @@ def run(
     more = {"synthetic": facts} if facts else {}
     if "quality" in config:
         more["generator"] = quality(config)
-    return done.as_run(model, predict(model, held_out.images[:EXAMPLES]), **more)
+    return finished(done, model, held_out, **more)

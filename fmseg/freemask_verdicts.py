@@ -2,22 +2,24 @@
 
 from collections.abc import Mapping
 
-from fmseg import claims, ledger, verdicts
+from fmseg import claims, freemask_truth, ledger
 from fmseg.estimand import parse
-from fmseg.experiment import Outcome
+from fmseg.experiment import Outcome, judge
+from fmseg.freemask_tables import EXPERIMENTS
 from fmseg.settings import Settings
 
 
 def judged(settings: Settings, outcomes: Mapping[str, Outcome]) -> list[dict]:
-    """Verdicts (:func:`fmseg.verdicts.judge`) of the claims whose tables are all at hand, in claims.yaml's order.
+    """Verdicts and second looks of the claims whose tables are all at hand, in claims.yaml's order.
 
     Args:
-        settings: profile and root. outcomes: {table id: what was done for it}.
+        settings: profile and root. outcomes: {id of a table of FreeMask: what was done for it}.
     """
     listed = claims.testable(claims.load(settings.root / "claims.yaml"))
     listed = [c for c in listed if set(parse(c["estimand"]).tables) <= set(outcomes)]
-    hashes = claims.stored_hashes(listed, {id: [r for r in o.records if r] for id, o in outcomes.items()})
-    return verdicts.judge(listed, {id: o.table for id, o in outcomes.items()}, hashes, settings.profile)
+    records = {id: [r for r in o.records if r] for id, o in outcomes.items()}
+    experiments = EXPERIMENTS | {freemask_truth.ID: freemask_truth.EXPERIMENT}
+    return judge(listed, {id: o.table for id, o in outcomes.items()}, records, experiments, settings)
 
 
 def in_words(found: list[dict]) -> str:

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
+from torch import nn
+
+from fmseg import image_counts
 from fmseg.batches import Source
 from fmseg.datasets import draw_set, get_draw
 from fmseg.evaluation import predict
 from fmseg.segmenters import build
 from fmseg.settings import check_config
-from fmseg.training import TrainConfig, train
+from fmseg.training import TrainConfig, TrainResult, train
 
 EXAMPLES = 6  # predictions on the first validation images that a record keeps, for figures
 KEYS = ("method", "backbone", "seed", "draw", "split", "images", "validation", "size", "train")
@@ -45,8 +48,9 @@ def run(
 
     Returns:
         ``result`` (per-class ``iou`` as fractions with None for classes absent from the validation set, ``miou`` in
-        percent, ``weights`` hash, ``examples``: packed predictions on the first six validation images), ``curve``
-        ([step, mIoU in percent]), ``seconds``; and the trained ``model``.
+        percent, ``weights`` hash, ``examples``: packed predictions on the first six validation images, ``images``: what
+        each validation image adds to ``iou``, see :mod:`fmseg.image_counts`), ``curve`` ([step, mIoU in percent]),
+        ``seconds``; and the trained ``model``.
 
     Raises:
         ValueError: an unknown or missing key, name or value, or a backbone that is not the shipped one.
@@ -63,4 +67,11 @@ def run(
         model, real, options, validation=held_out, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
         progress=progress, on_step=on_step,
     )  # fmt: skip
-    return trained.as_run(model, predict(model, held_out.images[:EXAMPLES]))
+    return finished(trained, model, held_out)
+
+
+def finished(trained: TrainResult, model: nn.Module, validation: Source, **more: Any) -> dict[str, Any]:
+    """What :func:`run` returns. ``more``: further measured values, JSON only."""
+    labels = predict(model, validation.images)
+    counts = image_counts.count(labels, validation.labels, model.num_classes)
+    return trained.as_run(model, labels[:EXAMPLES], images=image_counts.pack(counts), **more)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from toys import REAL, invented, ships
 
-from fmseg import configs, freemask_real, recertify, rerun, tables, world_supervised
+from fmseg import configs, freemask_real, image_counts, recertify, rerun, second_look, tables, world_supervised
 from fmseg.experiment import LARGEST_TOLERANCE, LEAST_TOLERANCE, compare, judged, perform, stored, tolerance
 from fmseg.records import run_key, write_record
 from fmseg.zoo_train import MODULES
@@ -61,6 +61,22 @@ def test_the_table_is_a_function_of_the_records(settings):
     assert ceilings == sorted(ceilings) and ceilings[-1] < 100
     verdict = judged(freemask_real.EXPERIMENT, settings, type("O", (), {"table": table, "records": records}))
     assert [v["verdict"] for v in verdict] == ["not tested"] * 3  # two seeds are too few
+
+
+def test_cells_of_the_real_column_follow_from_counts_of_images(settings):
+    records = invented(settings)
+    for number, record in enumerate(records):
+        truth = np.random.default_rng(number).integers(1, 9, (3, len(record["result"]["iou"])))
+        counts = np.stack([truth // 2, truth, truth + 1], -1)
+        iou = image_counts.iou(counts)
+        record["result"] |= {"images": image_counts.pack(counts), "iou": iou.tolist(), "miou": 100 * iou.mean()}
+    table = freemask_real.build_table(settings, records)
+    found = second_look.cells_of(freemask_real.by_image(settings, records), 1)
+    assert {row for row, _ in found} == set(freemask_real.ROWS) and len(found) == 3 * len(freemask_real.ROWS)
+    cells = {r["label"]: r["cells"] for r in table["rows"]}
+    for (row, column), values in found.items():
+        assert {s: v[0] for s, v in values.items()} == pytest.approx(cells[row][column]["values"], abs=1e-3)
+    assert freemask_real.by_image(settings, invented(settings)) == []
 
 
 def test_the_world_table_tells_its_runs_apart(settings):

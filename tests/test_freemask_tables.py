@@ -6,11 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fmseg import claims, freemask_configs, freemask_runs, freemask_truth, rerun, tables, verdicts
+from fmseg import (
+    claims,
+    freemask_configs,
+    freemask_runs,
+    freemask_truth,
+    image_counts,
+    rerun,
+    second_look,
+    tables,
+    verdicts,
+)
 from fmseg.datasets import get_draw
 from fmseg.estimand import parse
 from fmseg.experiment import rules
 from fmseg.filter_truth import FAULTS, ONE
+from fmseg.freemask_layout import miou
 from fmseg.freemask_tables import CLEAN, EXPERIMENTS, LAYOUTS, PAINTED
 from fmseg.records import run_key
 from fmseg.settings import load
@@ -180,6 +191,38 @@ def test_truth_by_margin_follows_from_the_counts(settings):
     assert rows["all faults: margin 2"]["recall"]["mean"] < first["recall"]["mean"]
     assert rows["generated pictures by the oracle: one threshold"]["recall"]["n"] == len(runs)
     assert rows["the filter model"]["validation loss"]["mean"] == 1.5
+
+
+def with_images(record, number):
+    """The record with made-up counts of three images, and the mIoU that these make."""
+    classes = get_draw(record["config"]["draw"]).num_classes
+    truth = np.random.default_rng(number).integers(0, 9, (3, classes))
+    counts = np.stack([truth // 2, truth, truth + 1], -1)
+    record["result"]["images"] = image_counts.pack(counts)
+    record["result"]["miou"] = round(100 * float(np.nanmean(image_counts.iou(counts))), 4)
+    return record
+
+
+@pytest.mark.parametrize("id", LAYOUTS)
+def test_cells_of_miou_follow_from_counts_of_images(settings, id):
+    experiment = EXPERIMENTS[id]
+    records = [with_images(record_of(config), k) for k, config in enumerate(experiment.configs(settings))]
+    lines = {line["label"]: line["cells"] for line in experiment.table(settings, records)["rows"]}
+    found = second_look.cells_of(experiment.by_image(settings, records), 1)
+    wanted = {
+        (label, column)
+        for label, cells in LAYOUTS[id].rows(settings).items()
+        for column, entry in cells.items()
+        if not isinstance(entry, str) and entry.value is miou
+    }
+    assert set(found) == wanted and wanted
+    for (label, column), values in found.items():
+        assert {s: v[0] for s, v in values.items()} == pytest.approx(lines[label][column]["values"], abs=1e-3)
+
+
+def test_records_without_counts_have_no_second_look(settings):
+    experiment = EXPERIMENTS["freemask-transfer"]
+    assert experiment.by_image(settings, [record_of(config) for config in experiment.configs(settings)]) == []
 
 
 def test_without_the_zoo_there_are_no_runs_and_every_cell_says_why(tmp_path, monkeypatch):

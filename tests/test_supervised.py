@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmseg import supervised, zoo
+from fmseg import image_counts, supervised, zoo
 from fmseg.evaluation import evaluate, predict
 from fmseg.fitting import save_weights
 from fmseg.labelmaps import unpack
@@ -34,6 +34,8 @@ def test_the_result_is_that_of_the_model():
     assert done["result"]["miou"] == pytest.approx(100 * mean_iou(iou), abs=1e-3)
     assert [value is None for value in done["result"]["iou"]] == np.isnan(iou).tolist()
     assert done["curve"][-1] == [4, done["result"]["miou"]]
+    counted = image_counts.iou(image_counts.unpack(done["result"]["images"]))
+    np.testing.assert_allclose(counted, iou, rtol=1e-12)
     assert (unpack(done["result"]["examples"]) == predict(done["model"], held_out.images[:6])).all()
 
 
