@@ -11,8 +11,9 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from fmseg import grounded_examples, grounded_train, zoo
+from fmseg import grounded_examples, grounded_images, grounded_train, zoo
 from fmseg import grounded_scores as scored
 from fmseg import grounded_sets as sets
 from fmseg.datasets import get_draw
@@ -56,7 +57,8 @@ def run(
     Returns:
         ``result``: ``miou`` (percent, mean over columns), ``weights``, ``scores`` (set of pictures -> column -> what
         :func:`fmseg.grounded_scores.scores` gives), ``ceiling`` (the same of the grids), ``examples`` (of painted
-        pictures, see :mod:`fmseg.grounded_examples`), and for DAAM ``curve`` and ``fixed``; ``curve`` of the loss;
+        pictures, see :mod:`fmseg.grounded_examples`), ``images`` (what each painted picture adds to the scores, see
+        :mod:`fmseg.grounded_images`), and for DAAM ``curve``, ``fixed`` and ``fixed images``; ``curve`` of the loss;
         ``seconds``; and the trained ``model`` (None for DAAM).
 
     Raises:
@@ -221,9 +223,14 @@ def _head(config, checkpoint, checkpoint_every, on_step) -> dict[str, Any]:
     if "painted" in tests:
         test = tests["painted"]
         result["examples"] = grounded_examples.kept(test.pictures, test.data, test.groups, masks["painted"])
+        result["images"] = {"painted": _counted(masks["painted"], test)}
     if "real, truth" in tests:
         result["against truth"] = _oracle_against_truth(tests["real, truth"], tests["real, oracle"])
     return {"result": result, "curve": how["curve"], "seconds": how["seconds"], "model": head}
+
+
+def _counted(masks: Tensor, test: TestSet) -> dict:
+    return grounded_images.counted(masks, test.data, test.groups, scored.COLUMNS)
 
 
 def _oracle_against_truth(true: TestSet, by_oracle: TestSet) -> dict:
@@ -250,6 +257,11 @@ def _daam(config) -> dict[str, Any]:
         if name == "painted":
             fixed = scored.daam_masks(test.pictures, test.data, scored.THRESHOLD)
             result["examples"] = grounded_examples.kept(test.pictures, test.data, test.groups, fixed)
+            best = fixed.clone()
+            for group, scores in found["best"].items():  # each at its own threshold
+                rows = [row for row, own in enumerate(test.groups) if own == group]
+                best[rows] = scored.daam_masks(test.pictures, test.data, scores["threshold"])[rows]
+            result["images"], result["fixed images"] = ({name: _counted(m, test)} for m in (best, fixed))
     result["miou"] = scored.mean_score(next(iter(result["scores"].values())))
     result["weights"] = canonical_hash(result["scores"])
     return {"result": result, "curve": [], "seconds": time.perf_counter() - started, "model": None}

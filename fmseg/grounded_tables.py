@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fmseg import grounded_configs as configs
 from fmseg import grounded_paper as paper
 from fmseg.experiment import Experiment, provenance
+from fmseg.grounded_images import averages, looks
 from fmseg.grounded_scores import COLUMNS
+from fmseg.second_look import Run
 from fmseg.settings import Settings
 from fmseg.tables import cell, not_run, paper_value, row, table
 
@@ -125,6 +127,23 @@ def table_1(settings: Settings, records: list[dict | None]) -> dict:
     )  # fmt: skip
 
 
+def looks_1(settings: Settings, records: list[dict | None]) -> list[Run]:
+    """Table 1 by test picture. DAAM's best threshold stays the one that is best on all of them."""
+    seeds, found = settings.get("seeds"), []
+    for draw in paper.DRAWS:
+        for kind, (method, key) in {
+            "DAAM 0.4": ("daam", "fixed images"), "DAAM best": ("daam", "images"), "head": ("head", "images"),
+        }.items():  # fmt: skip
+            several = []
+            for number in configs.SPLITS:
+                mine = _of(records, method=method, draw=draw, seen=list(configs.split_of(draw, number).seen))
+                alike = seeds if method == "daam" else None
+                several.append(looks(f"{kind} split {number}", mine, alike, f"{draw} ", key))
+            found += [run for runs in several for run in runs if kind != "DAAM 0.4"]
+            found += averages(several, f"{kind} average")
+    return found
+
+
 def novelty(settings: Settings, records: list[dict | None]) -> dict:
     """The table `grounded-novelty`: one painted thing of any word, judged by the oracle that knows all words."""
     daam, heads = _of(records, method="daam"), _of(records, method="head")
@@ -162,6 +181,11 @@ def table_3(settings: Settings, records: list[dict | None]) -> dict:
     )  # fmt: skip
 
 
+def looks_3(settings: Settings, records: list[dict | None]) -> list[Run]:
+    """Table 3 by test picture."""
+    return [run for label, how in configs.ZERO_MASKS.items() for run in looks(label, _of(records, undetected=how))]
+
+
 def table_4(settings: Settings, records: list[dict | None]) -> dict:
     """The table `grounded-t4`: ever more seen classes of `coco`; the pool of unseen classes shrinks with them."""
     rows, total = [], len(configs.split_of("coco", 1).classes)
@@ -177,6 +201,15 @@ def table_4(settings: Settings, records: list[dict | None]) -> dict:
         "last row's columns.",
         provenance=provenance(T4, settings, records),
     )  # fmt: skip
+
+
+def looks_4(settings: Settings, records: list[dict | None]) -> list[Run]:
+    """Table 4 by test picture: the same pictures in all rows, each in the column that a row's seen classes give it."""
+    found, total = [], len(configs.split_of("coco", 1).classes)
+    for count in settings.get("grounded.seen_classes"):
+        mine = [r for r in records if r and len(r["config"]["seen"]) == count]
+        found += looks(seen_label(count, total), mine)
+    return found
 
 
 def seen_label(count: int, total: int) -> str:
@@ -202,6 +235,12 @@ def timesteps(settings: Settings, records: list[dict | None]) -> dict:
         note=f"{POOL} Steps are counted from the clean end, of {steps}; beside each stands the paper's step of 50 "
         "whose noise is nearest, read from its plot by eye.",
     )  # fmt: skip
+
+
+def looks_by_step(settings: Settings, records: list[dict | None]) -> list[Run]:
+    """The timestep curve by test picture."""
+    steps = settings.get("grounded.timesteps")
+    return [run for step in steps for run in looks(f"step {step}", _of(records, step=step))]
 
 
 REAL = ("real seen", "real unseen", "oracle's masks seen", "oracle's masks unseen")
@@ -252,15 +291,19 @@ def headline_steps(settings: Settings) -> list[dict]:
 FAMILY = tuple(f"grounded-{name}" for name in ("t1", "novelty", "t3", "t4", "timesteps", "inversion"))
 
 
-def _experiment(id: str, stage: str, make, build, headline=True) -> Experiment:
+def _experiment(id: str, stage: str, make, build, headline=True, by_image=None) -> Experiment:
     """Tables of Protocol I share runs: the head of split 1 of `voc` stands in three of them."""
     lenders = tuple(other for other in FAMILY if other != id)
-    return Experiment(id, stage, "fmseg.grounded_runs", make, build, cell_of, headline=headline, lenders=lenders)
+    return Experiment(
+        id, stage, "fmseg.grounded_runs", make, build, cell_of, headline=headline, lenders=lenders, by_image=by_image
+    )
 
 
-T1 = _experiment("grounded-t1", "32_protocol_one", configs.table_1, table_1)
+T1 = _experiment("grounded-t1", "32_protocol_one", configs.table_1, table_1, by_image=looks_1)
 NOVELTY = _experiment("grounded-novelty", "32_protocol_one", configs.novelty, novelty, headline=False)
-T3 = _experiment("grounded-t3", "33_ablations", configs.table_3, table_3)
-T4 = _experiment("grounded-t4", "33_ablations", configs.table_4, table_4, headline=False)
-TIMESTEPS = _experiment("grounded-timesteps", "33_ablations", configs.timesteps, timesteps, headline=headline_steps)
+T3 = _experiment("grounded-t3", "33_ablations", configs.table_3, table_3, by_image=looks_3)
+T4 = _experiment("grounded-t4", "33_ablations", configs.table_4, table_4, False, looks_4)
+TIMESTEPS = _experiment(
+    "grounded-timesteps", "33_ablations", configs.timesteps, timesteps, headline_steps, looks_by_step
+)
 INVERSION = _experiment("grounded-inversion", "33_ablations", configs.inversion, inversion, headline=False)

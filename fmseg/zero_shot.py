@@ -15,7 +15,7 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
-from fmseg import protocols, zoo
+from fmseg import image_counts, protocols, zoo
 from fmseg.clip import load_clip, text_embeddings
 from fmseg.datasets import Drawn, draw_set
 from fmseg.evaluation import predict, weights_hash
@@ -59,7 +59,8 @@ def run(
 
     Returns:
         As :func:`fmseg.supervised.run`; ``miou`` is the harmonic mean in percent; besides ``seen``, ``unseen``,
-        ``harmonic`` in percent, and ``iou`` by class of the split; ``examples`` are packed predictions with background
+        ``harmonic`` in percent, and ``iou`` by class of the split; ``images`` is what each validation image adds to it
+        (:mod:`fmseg.image_counts`); ``examples`` are packed predictions with background
         (the id after the last class) where the row knows it, ``sets`` the first label maps of each synthetic set.
 
     Raises:
@@ -84,17 +85,18 @@ def run(
     options = TrainConfig.from_dict({**config["train"], "seed": config["seed"]})
 
     def validation(model: nn.Module, part: slice) -> Confusion:
-        return confusion_of(lambda x: model.logits(x), model, held_out.images[part], truth[part], len(split.classes))
+        found = answers_of(model, held_out.images[part], len(split.classes))
+        return Confusion(len(split.classes)).update(found, truth[part])
 
     done = train(
         model, sources, options, validation=validation, checkpoint=checkpoint, checkpoint_every=checkpoint_every,
         progress=progress, on_step=on_step,
     )  # fmt: skip
-    iou, started = done.iou, time.perf_counter()
+    started = time.perf_counter()
     if config.get("generator"):
         imagine(model, sources, split, config["generator"], config["seed"])
-        iou = validation(model, slice(None)).compute()
-    result = _scores(iou, split) | {"weights": weights_hash(model)[:16]}
+    result = _scores(answers_of(model, held_out.images, len(split.classes)), truth, split)
+    result["weights"] = weights_hash(model)[:16]
     result["examples"] = pack(predict(model, held_out.images[:EXAMPLES]))
     painted = [source for source in sources if source.name != REAL]
     result["sets"] = [
@@ -125,15 +127,13 @@ def real_source(real: Drawn, split: protocols.ZeroShot) -> Source:
 
 
 @torch.no_grad()
-def confusion_of(
-    logits: Callable[[Tensor], Tensor], model: nn.Module, images: ndarray, truth: ndarray, classes: int
-) -> Confusion:
-    """Confusion over the first ``classes`` logits: background can't be answered, as it does not count."""
-    was_training, made = model.training, Confusion(classes)
+def answers_of(model: nn.Module, images: ndarray, classes: int) -> ndarray:
+    """(N, H, W) uint8, the best of the first ``classes`` logits: background can't be answered, as it does not count."""
+    was_training, made = model.training, np.empty(images.shape[:3], np.uint8)
     model.eval()
     for start in range(0, len(images), _GROUP):
         x = torch.from_numpy(images[start : start + _GROUP]).permute(0, 3, 1, 2).contiguous()
-        made.update(logits(x)[:, :classes].argmax(1), torch.from_numpy(truth[start : start + _GROUP].astype(np.int64)))
+        made[start : start + _GROUP] = model.logits(x)[:, :classes].argmax(1).numpy()
     model.train(was_training)
     return made
 
@@ -199,22 +199,22 @@ def _clip(config: Mapping, split: protocols.ZeroShot, images: ndarray, truth: nd
     started, clip = time.perf_counter(), load_clip(zoo.folder("clip"))
     maps = dense_scores(clip, images, text_embeddings(clip, split.classes), by=2)
     size = images.shape[1:3]
-    made, examples = Confusion(len(split.classes)), None
+    answers = np.empty(truth.shape, np.uint8)
     for start in range(0, len(images), _GROUP):
         part = nn.functional.interpolate(maps[start : start + _GROUP], size, mode="bilinear", align_corners=False)
-        answer = part.argmax(1)
-        made.update(answer, torch.from_numpy(truth[start : start + _GROUP].astype(np.int64)))
-        examples = answer[:EXAMPLES].to(torch.uint8).numpy() if examples is None else examples
-    result = _scores(made.compute(), split)
+        answers[start : start + _GROUP] = part.argmax(1).numpy()
+    result = _scores(answers, truth, split)
     result["weights"] = canonical_hash(result)
-    result |= {"examples": pack(examples), "sets": []}
+    result |= {"examples": pack(answers[:EXAMPLES]), "sets": []}
     return {"result": result, "curve": [], "seconds": time.perf_counter() - started, "model": None}
 
 
-def _scores(iou: ndarray, split: protocols.ZeroShot) -> dict[str, Any]:
+def _scores(answers: ndarray, truth: ndarray, split: protocols.ZeroShot) -> dict[str, Any]:
+    counts = image_counts.count(answers, truth, len(split.classes))
+    iou = image_counts.iou(counts)
     found = seen_unseen(iou, **split.groups())
     if any(value != value for value in found.values()):
         raise ValueError("no validation picture shows a class of one of the groups; take more of them")
     percent = {key: round(100 * value, 4) for key, value in found.items()}
     each = [None if value != value else round(float(value), 6) for value in iou]
-    return percent | {"iou": each, "miou": percent["harmonic"]}
+    return percent | {"iou": each, "miou": percent["harmonic"], "images": image_counts.pack(counts)}

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from fmseg import grounded_inverted, grounded_pictures, grounded_runs, grounded_sets, grounded_train, parts, zoo
+from fmseg import (
+    grounded_images,
+    grounded_inverted,
+    grounded_pictures,
+    grounded_runs,
+    grounded_sets,
+    grounded_train,
+    image_counts,
+    parts,
+    zoo,
+)
 from fmseg.generation import GROUP, text_to_image
 from fmseg.grounded_pictures import PART, ask, features, kept_features, paint, painted, prompt_of
 from fmseg.taps import GROUPS
@@ -142,8 +152,15 @@ def test_guidance_off_has_no_two_halves():
         paint([ask("one", VOC_THINGS, "toys", 0)], 2, 1.0)
 
 
+def by_picture(kept):
+    sums = image_counts.unpack(kept["painted"]["counts"]).sum(0)
+    return grounded_images.mean_over_classes(kept["painted"]["columns"], sums)
+
+
 def test_a_head_is_trained_and_scored_in_every_column():
     result = toys.run()["result"]
+    scores = {column: found["miou"] for column, found in result["scores"]["painted"].items()}
+    assert {c: float(v) for c, v in by_picture(result["images"]).items()} == pytest.approx(scores, abs=1e-3)
     assert set(result["scores"]["painted"]) == set(grounded_runs.scored.COLUMNS)
     assert all(0 <= s["miou"] <= 100 and s["pictures"] > 0 for s in result["scores"]["painted"].values())
     again = toys.run()["result"]
@@ -203,6 +220,10 @@ def test_daam_is_scored_with_its_sweep_and_the_ceilings():
     result = grounded_runs.run(config | {"train": {"steps": 1}})["result"]
     best, fixed = result["scores"]["painted"], result["fixed"]["painted"]
     assert all(best[c]["miou"] >= fixed[c]["miou"] for c in best)
+    for kept, scores in (("images", best), ("fixed images", fixed)):
+        found = by_picture(result[kept])
+        wanted = {c: s["miou"] for c, s in scores.items()}
+        assert {c: float(found[c]) for c in scores} == pytest.approx(wanted, abs=1e-3)
     ceilings = [result["ceiling"]["painted"][str(n)]["one seen"]["miou"] for n in (8, 16, 32)]
     assert ceilings == sorted(ceilings) and ceilings[-1] > 60
 

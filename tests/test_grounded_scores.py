@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fmseg import grounded_images, image_counts
 from fmseg import grounded_scores as scored
 from fmseg.grounded_pictures import Ask, Pictures
 from fmseg.grounded_sets import Triplets, drawn_by, only_of, oracle_masks, together, with_any_mask
@@ -52,6 +53,24 @@ def test_a_picture_counts_only_if_every_named_class_was_found():
     found = scored.scores(truth.masks, truth, ["a", None])
     assert found == {}
     assert scored.scores(truth.masks, truth, ["a", "b"])["b"]["miou"] == 100.0
+
+
+def test_what_each_picture_adds_makes_the_scores():
+    named = [[0, -1], [0, -1], [1, -1], [0, 1], [2, 1], [3, -1]]
+    truth = data(named, [[square(4), NONE], [square(2), NONE], [square(4), NONE], [square(3), square(2, (4, 4))],
+                         [square(2), square(2, (5, 5))], [square(2), NONE]])  # fmt: skip
+    truth.detected[5, 0] = False
+    answers = torch.roll(truth.masks, 1, 3)
+    groups = ["one seen", "one seen", "one seen", "two seen", None, "one unseen"]
+    wanted = scored.scores(answers, truth, groups)
+    kept = grounded_images.counted(answers, truth, groups, scored.COLUMNS)
+    sums = image_counts.unpack(kept["counts"]).sum(0)
+    found = grounded_images.mean_over_classes(kept["columns"], sums)
+    assert {c for c, v in found.items() if not np.isnan(v)} == set(wanted) == {"one seen", "two seen"}
+    for column, scores in wanted.items():
+        assert found[column] == pytest.approx(scores["miou"], abs=1e-3)
+    both = np.stack([sums, 3 * sums])  # pictures drawn three times change no mean
+    assert np.allclose(*grounded_images.mean_over_classes(kept["columns"], both)["one seen"])
 
 
 def test_wrong_shapes_are_refused():

@@ -8,8 +8,21 @@ import numpy as np
 import pytest
 from toys import ROOT
 
-from fmseg import claims, grounded_configs, grounded_paper, tables, verdicts, zoo
+from fmseg import (
+    claims,
+    grounded_configs,
+    grounded_images,
+    grounded_paper,
+    image_counts,
+    protocols,
+    second_look,
+    tables,
+    verdicts,
+    zoo,
+)
 from fmseg import grounded_tables as grounded
+from fmseg.estimand import parse
+from fmseg.metrics import seen_unseen
 from fmseg.records import run_key
 from fmseg.rerun import configs_of
 from fmseg.settings import load
@@ -41,18 +54,43 @@ def invented(configs, rng):
     made = []
     for config in configs:
         if "test" not in config:  # protocol II
-            result = {key: float(rng.uniform(10, 60)) for key in ("seen", "unseen", "harmonic")}
+            classes = len(protocols.get(config["split"]).classes)
+            truth = rng.integers(1, 50, (4, classes))
+            counts = np.stack([rng.integers(0, truth + 1), truth, truth + 5], -1)
+            groups = protocols.get(config["split"]).groups()
+            result = {k: 100 * v for k, v in seen_unseen(image_counts.iou(counts), **groups).items()}
+            result["images"] = image_counts.pack(counts)
         else:
             sets = {"novel": grounded.KINDS} if "novel" in config["test"] else {"painted": grounded.COLUMNS}
             result = {"scores": {name: of(groups) for name, groups in sets.items()}}
             result["ceiling"] = {name: {"16": of(groups)} for name, groups in sets.items()}
             if config["method"] == "daam":
                 result["fixed"] = {name: of(groups) for name, groups in sets.items()}
+            if "painted" in sets:
+                kept = {"images": "scores"} | ({"fixed images": "fixed"} if config["method"] == "daam" else {})
+                for images, scores in kept.items():
+                    result[images] = {"painted": pictures(config, rng)}
+                    result[scores]["painted"] = {
+                        column: {"miou": float(values), "pooled": 50.0, "pictures": 5, "classes": 3}
+                        for column, values in grounded_images.mean_over_classes(
+                            grounded.COLUMNS, image_counts.unpack(result[images]["painted"]["counts"]).sum(0)
+                        ).items()
+                    }  # fmt: skip
             if config["test"].get("real"):
                 result["scores"] |= {f"real, {k}": of(("seen", "unseen")) for k in ("truth", "oracle")}
                 result["against truth"] = {k: of(("seen", "unseen")) for k in ("oracle", "ceiling 16")}
         made.append({"key": run_key(config), "config": config, "code": {}, "result": result})
     return made
+
+
+def pictures(config, rng):
+    """Made-up counts of twelve pictures, each naming one class of every column."""
+    columns, classes = list(grounded.COLUMNS), 3
+    counts = np.zeros((12, len(columns) * classes, 3), np.int64)
+    for row in range(len(counts)):
+        for column in range(len(columns)):
+            counts[row, column * classes + rng.integers(classes)] += (rng.integers(1, grounded_images.MILLION), 1, 0)
+    return {"columns": columns, "counts": image_counts.pack(counts)}
 
 
 @pytest.fixture
@@ -75,6 +113,30 @@ def test_every_table_has_all_its_rows_and_cells(built):
             assert ours == {"measured"} or "published number" in next(iter(ours))
             seeds = 1 if id == "grounded-t2" and row["label"].startswith("ceiling") else 5
             assert all(c["n"] == seeds for c in row["cells"].values() if c["status"] == "measured")
+
+
+@pytest.mark.parametrize("experiment", [e for e in (*PROTOCOL_ONE, T2) if e.by_image], ids=lambda e: e.id)
+def test_cells_that_claims_read_follow_from_test_pictures(settings, experiment):
+    records = invented(experiment.configs(settings), np.random.default_rng(1))
+    lines = {row["label"]: row["cells"] for row in experiment.table(settings, records)["rows"]}
+    found = second_look.cells_of(experiment.by_image(settings, records), 1)
+    for (label, column), values in found.items():
+        assert {s: v[0] for s, v in values.items()} == pytest.approx(lines[label][column]["values"], abs=1e-3)
+    listed = claims.testable(claims.load(ROOT / "claims.yaml"))
+    read = {c[1:] for claim in listed for c in parse(claim["estimand"]).cells if c[0] == experiment.id}
+    assert read and read <= set(found)
+    bare = [r | {"result": {k: v for k, v in r["result"].items() if "images" not in k}} for r in records]
+    assert experiment.by_image(settings, bare) == []
+
+
+def test_every_seed_of_a_draw_is_tested_on_the_same_pictures(settings):
+    runs = grounded.T1.by_image(settings, invented(grounded.T1.configs(settings), np.random.default_rng(1)))
+    names = {}
+    for run in runs:
+        if "average" not in run.row:
+            column = next(iter(run.cells({k: image_counts.unpack(v).sum(0) for k, v in run.packed.items()})))
+            names.setdefault(column.split()[0], set()).add(run.sets["images"])
+    assert set(names) == {"voc", "coco"} and all(len(own) == 1 for own in names.values())
 
 
 def test_without_records_every_cell_says_so(settings):

@@ -11,6 +11,7 @@ from fmseg.datasets import draw_set
 from fmseg.generation import text_to_image
 from fmseg.grounded_pictures import painted
 from fmseg.labelmaps import unpack
+from fmseg.metrics import confusion_matrix, iou_per_class
 from fmseg.segmenters import SCRATCH, build
 from fmseg.training import Source
 
@@ -188,8 +189,11 @@ def test_background_is_no_answer():
     scores = torch.zeros(3, 8, 8)
     scores[2] = 9.0  # background
     scores[1, :2] = 1.0
-    found = zero_shot.confusion_of(lambda x: scores.expand(len(x), -1, -1, -1), torch.nn.Module(), images, truth, 2)
-    assert found.compute()[0] == 0.5 and found.matrix.shape == (2, 2)
+    model = torch.nn.Module()
+    model.logits = lambda x: scores.expand(len(x), -1, -1, -1)
+    found = zero_shot.answers_of(model, images, 2)
+    assert found.shape == truth.shape and set(np.unique(found)) == {0, 1} and model.training
+    assert iou_per_class(confusion_matrix(found, truth, 2))[0] == 0.5
 
 
 def test_a_run_that_learns_from_nothing_is_refused():
