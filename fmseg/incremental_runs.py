@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fmseg import experts, fmwiss, mask_quality, own_clip, pixel_step, zoo
+from fmseg import experts, fmwiss, image_counts, mask_quality, own_clip, pixel_step, zoo
 from fmseg.cam import CamNet, HardStep, SsNet, hard_labels
-from fmseg.evaluation import evaluate, predict
+from fmseg.evaluation import predict
 from fmseg.incremental_base import WEAK, base_model, fresh, prior_of_new
 from fmseg.incremental_data import BASE, STEP, Data, load
 from fmseg.memory import Memory
@@ -72,8 +72,9 @@ def run(
             are kept beside the checkpoint, in the folder ``bases``.
 
     Returns:
-        As :func:`fmseg.supervised.run`; ``iou`` by logit of the protocol. ``result`` also has ``base_iou`` (the base
-        model's), ``seen`` (pictures of base and step), for COCO-to-VOC ``other_iou`` (on the step's own validation
+        As :func:`fmseg.supervised.run`; ``iou`` by logit of the protocol. ``result`` also has ``images`` (what each
+        validation image adds to ``iou``: :mod:`fmseg.image_counts`), ``base_iou`` (the base model's), ``seen``
+        (pictures of base and step), for COCO-to-VOC ``other_iou`` and ``other_images`` (of the step's own validation
         set), for FMWISS ``memory`` (instances a class), and for all that mark the new classes themselves ``masks``
         ({stage or method: precision, recall, iou}).
 
@@ -219,9 +220,13 @@ def _against_truth(labels: np.ndarray, data: Data) -> dict:
 
 
 def _finished(done: TrainResult, model: Segmenter, data: Data, more: dict[str, Any]) -> dict[str, Any]:
-    first, *others = data.held_out
-    for name in others:
-        other = data.validation(STEP, name)
-        more["other_iou"] = plain(evaluate(model, other.images, other.labels, model.num_classes).compute())
-    examples = predict(model, data.held_out[first].images[:EXAMPLES])
+    scored, examples = [], None
+    for name in data.held_out:
+        held_out = data.validation(STEP, name)
+        labels = predict(model, held_out.images)
+        scored.append(image_counts.count(labels, held_out.labels, model.num_classes))
+        examples = labels[:EXAMPLES] if examples is None else examples
+    more["images"] = image_counts.pack(scored[0])
+    for other in scored[1:]:
+        more |= {"other_iou": plain(image_counts.iou(other)), "other_images": image_counts.pack(other)}
     return done.as_run(model, examples, **more)

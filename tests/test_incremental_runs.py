@@ -8,12 +8,12 @@ import pytest
 import torch
 from smallzoo import config, write_zoo
 
-from fmseg import incremental_base, incremental_runs, own_clip
+from fmseg import image_counts, incremental_base, incremental_runs, own_clip
 from fmseg.experts import Experts, gather, normalised, of_zoo
 from fmseg.incremental_base import family
 from fmseg.incremental_data import BASE, load
 from fmseg.incremental_runs import METHODS, base_of, experts_of, memory_of, run
-from fmseg.training import weights_hash
+from fmseg.training import plain, weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,9 @@ def test_coco_to_voc_is_judged_on_both_validation_sets(bases):
     result = run(config("ft", protocol="mini/coco-to-voc"), checkpoint=bases / "coco.pt")["result"]
     assert len(result["iou"]) == len(result["other_iou"]) == 41 and len(result["base_iou"]) == 21
     assert all(value is None for value in result["other_iou"][1:21]), "voc's pictures hold no other class"
+    for images, total in (("images", "iou"), ("other_images", "other_iou")):
+        counted = image_counts.iou(image_counts.unpack(result[images]))
+        assert plain(counted) == result[total], "what the images add makes the result"
 
 
 @pytest.mark.parametrize(
