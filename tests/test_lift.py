@@ -42,7 +42,7 @@ def test_a_cell_runs_by_itself_in_ten_lines(number, capsys):
     assert len(lines) <= 10 and max(map(len, lines)) <= 125
     torch.manual_seed(0)
     np.random.seed(0)
-    exec(compile(CELLS[number], f"cell {number}", "exec"), {})
+    exec(compile(CELLS[number], f"cell {number}", "exec"), {"torch": torch, "np": np})
     said = capsys.readouterr().out
     assert said and "nan" not in said
 
