@@ -7,13 +7,11 @@ from fmseg import (
     fmwiss_pseudo,
     fmwiss_tables,
     freemask_real,
-    second_look,
     tables,
-    verdicts,
     world_supervised,
     zoo_table,
 )
-from fmseg.experiment import Experiment, behind
+from fmseg.experiment import Experiment, behind, judge
 from fmseg.settings import Settings
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -35,6 +33,4 @@ def judge_all(settings: Settings) -> list[dict]:
     listed = claims.load(settings.root / "claims.yaml")
     records = {id: behind(e, settings) for id, e in EXPERIMENTS.items()}
     found = tables.read_all(settings.results / "tables")
-    entries = verdicts.judge(listed, found, claims.stored_hashes(listed, records), settings.profile)
-    runs = {id: e.by_image(settings, records[id]) for id, e in EXPERIMENTS.items() if e.by_image}
-    return second_look.add(entries, found, runs)
+    return judge(listed, found, records, EXPERIMENTS, settings)

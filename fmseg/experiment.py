@@ -7,7 +7,7 @@ records (``table``, a pure function). Everything else is the same for all of the
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -242,14 +242,28 @@ def provenance(experiment: Experiment, settings: Settings, records: list[dict | 
     return {"stage": experiment.stage, "seeds": seeds, "runs": len(there), "records": code}
 
 
+def judge(
+    listed: list[dict], found: Mapping[str, dict], records: Mapping[str, list[dict]],
+    experiments: Mapping[str, Experiment], settings: Settings,
+) -> list[dict]:  # fmt: skip
+    """Verdicts (:func:`fmseg.verdicts.judge`) and second looks (:func:`fmseg.second_look.add`) of claims.
+
+    Args:
+        listed: the claims. found: {id: table} that are at hand. records: {id: records behind it}; they hold the rules'
+            hashes and what each validation image adds. experiments: {id: experiment}, of every table of ``records``.
+        settings: the profile.
+    """
+    entries = verdicts.judge(listed, found, claims.stored_hashes(listed, records), settings.profile)
+    runs = {id: experiments[id].by_image(settings, there) for id, there in records.items() if experiments[id].by_image}
+    return second_look.add(entries, found, runs)
+
+
 def judged(experiment: Experiment, settings: Settings, outcome: Outcome) -> list[dict]:
-    """Verdicts of the claims that this table alone decides, with their second look; the ledger has them all."""
+    """:func:`judge` on the claims that this table alone decides; the ledger has them all."""
     listed = claims.testable(claims.load(settings.root / "claims.yaml"))
     listed = [c for c in listed if parse(c["estimand"]).tables == (experiment.id,)]
-    there, made = [r for r in outcome.records if r], {experiment.id: outcome.table}
-    entries = verdicts.judge(listed, made, claims.stored_hashes(listed, {experiment.id: there}), settings.profile)
-    runs = {experiment.id: experiment.by_image(settings, there)} if experiment.by_image else {}
-    return second_look.add(entries, made, runs)
+    id, there = experiment.id, [r for r in outcome.records if r]
+    return judge(listed, {id: outcome.table}, {id: there}, {id: experiment}, settings)
 
 
 def _report(experiment: Experiment, settings: Settings, outcome: Outcome) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fmseg import claims, second_look, verdicts
+from fmseg import claims
 from fmseg.datasets import draw_set
 from fmseg.estimand import parse
-from fmseg.experiment import Experiment, behind, on_real_data
+from fmseg.experiment import Experiment, behind, judge, on_real_data
 from fmseg.fmwiss_paper import PRINTED
 from fmseg.incremental_configs import protocol_of
 from fmseg.incremental_data import STEP, draws_of
@@ -33,9 +33,7 @@ def judged(
     listed = claims.testable(claims.load(settings.root / "claims.yaml"))
     listed = [c for c in listed if parse(c["estimand"]).tables[0] == id]
     records = {k: behind(experiments[k], settings) for k in tables}
-    entries = verdicts.judge(listed, tables, claims.stored_hashes(listed, records), settings.profile)
-    runs = {k: experiments[k].by_image(settings, records[k]) for k in tables if experiments[k].by_image}
-    return second_look.add(entries, tables, runs)
+    return judge(listed, tables, records, experiments, settings)
 
 
 def verdict_lines(found: Iterable[dict]) -> str:

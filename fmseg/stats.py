@@ -1,17 +1,16 @@
-"""Small-sample statistics for paired seeds: mean and sd, t intervals, paired and equivalence tests, Holm, power.
+"""Small-sample statistics of paired seeds by name: mean and sd, t intervals, paired tests, Holm.
+
+Tests on whole arrays, equivalence among them, are in :mod:`fmseg.ttests`; power is in :mod:`fmseg.power`.
 
 Results keep the unit of the values (tables: points of mIoU). Values are finite floats; a difference that is zero up
 to rounding counts as zero, so identical runs give definite p-values and never NaN.
 """
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import integrate, optimize
-from scipy import special as _special
 from scipy import stats as _scipy
 
 from fmseg import ttests
@@ -126,65 +125,6 @@ def contrast(values: Mapping, confidence: float = 0.95, null: float = 0.0) -> Pa
     return _test(values, confidence, null, _largest(x), ())
 
 
-@dataclass(frozen=True)
-class Equivalence:
-    """What :func:`equivalence` found. ``dataclasses.asdict`` makes it JSON.
-
-    mean, sd, n, df, seeds, left_out: as in :class:`Paired`; low, high: t interval of the mean at 1 - 2 alpha;
-    p_lower: for "mean > -margin"; p_upper: for "mean < margin"; p: the larger; equivalent: p < alpha, which is the
-    same as -margin < low and high < margin.
-    """
-
-    mean: float
-    sd: float
-    n: int
-    df: int
-    low: float
-    high: float
-    margin: float
-    alpha: float
-    p_lower: float
-    p_upper: float
-    p: float
-    equivalent: bool
-    seeds: tuple[str, ...]
-    left_out: tuple[str, ...] = ()
-
-
-def equivalence(a: Mapping, b: Mapping, margin: float, alpha: float = 0.05, name: str = "difference") -> Equivalence:
-    r"""Two one-sided paired t tests: are a and b closer than ``margin``?
-
-    .. math:: H_0: |\mu_d| \ge \Delta, \quad p = \max(p_{\mu_d > -\Delta}, p_{\mu_d < \Delta})
-
-    (Schuirmann 1987.) That a difference is not significant is no evidence of equivalence; this test is.
-
-    Args:
-        a, b: {seed: value}, as for :func:`paired_difference`.
-        margin: Delta > 0, in the unit of the values, fixed before the run.
-        alpha: level, in (0, 0.5).
-        name: what is compared, for error messages.
-
-    Returns:
-        :class:`Equivalence`.
-
-    Raises:
-        TypeError, ValueError: as :func:`paired_difference`; margin <= 0; alpha outside (0, 0.5).
-    """
-    margin = _check_number("margin", margin)
-    if margin <= 0:
-        raise ValueError(f"`margin` must be > 0, got {margin}: it is the largest difference that does not matter.")
-    alpha = _check_share("alpha", alpha, 0.5)
-    difference, left_out, scale = _differences(a, b, name)
-    lower = _test(difference, 1 - 2 * alpha, -margin, scale, left_out)
-    upper = _test(difference, 1 - 2 * alpha, margin, scale, left_out)
-    p = max(lower.p_greater, upper.p_less)
-    return Equivalence(
-        mean=lower.mean, sd=lower.sd, n=lower.n, df=lower.df, low=lower.low, high=lower.high, margin=margin,
-        alpha=alpha, p_lower=lower.p_greater, p_upper=upper.p_less, p=p, equivalent=p < alpha, seeds=lower.seeds,
-        left_out=left_out,
-    )  # fmt: skip
-
-
 def holm(p_values):
     r"""Holm's step-down adjustment: compare the result with alpha to keep the family-wise error at alpha.
 
@@ -207,66 +147,6 @@ def holm(p_values):
         raise ValueError(f"`p_values` must lie in [0, 1]; found {outside[0]}.")
     adjusted = ttests.holm(p).tolist()
     return dict(zip(p_values, adjusted, strict=True)) if isinstance(p_values, Mapping) else adjusted
-
-
-def paired_power(effect: float, sd: float, n: int, alpha: float = 0.05, side: str = "two-sided") -> float:
-    r"""Probability that a paired t test finds a true mean difference.
-
-    .. math:: P(T' > t_{1-\alpha,\,n-1}), \quad T' \sim t_{n-1}(\delta), \; \delta = \text{effect} \sqrt n / \text{sd}
-
-    Args:
-        effect: true mean of the differences.
-        sd: standard deviation of the *differences* (not of the runs), >= 0.
-        n: pairs, >= 2.
-        alpha: level of the test, in (0, 1).
-        side: "two-sided" (alpha / 2 at each end), "greater" or "less".
-
-    Returns:
-        Power in [0, 1]; alpha where effect is 0 and sd is not. Raises TypeError or ValueError for bad arguments.
-    """
-    effect, sd, n, alpha = _check_design(effect, sd, n, alpha, side)
-    if side == "less":
-        effect, side = -effect, "greater"
-    if side == "two-sided":
-        effect, alpha = abs(effect), alpha / 2
-    if sd == 0:  # the test rejects exactly where the difference has the tested sign
-        return float(effect > 0)
-    shift, critical = effect * math.sqrt(n) / sd, _scipy.t.isf(alpha, n - 1)
-    power = _upper_tail(critical, n - 1, shift)
-    if side == "two-sided":
-        power += _upper_tail(critical, n - 1, -shift)
-    return float(min(1.0, max(0.0, power)))
-
-
-def detectable_effect(sd: float, n: int, alpha: float = 0.05, power: float = 0.8, side: str = "two-sided") -> float:
-    r"""Smallest true mean difference that a paired t test finds with the given power.
-
-    Solves :func:`paired_power` (effect) = power for effect > 0, numerically, on the noncentral t distribution.
-
-    Args:
-        sd: standard deviation of the differences, >= 0.
-        n: pairs, >= 2.
-        alpha: level of the test, in (0, 1).
-        power: wanted probability of finding it, in (alpha, 1).
-        side: "two-sided", "greater" or "less".
-
-    Returns:
-        The size of the effect, >= 0, in the unit of ``sd`` ("less" finds its negative); 0.0 if sd is 0.
-
-    Raises:
-        TypeError, ValueError: an argument is out of its range; power <= alpha (any effect would do).
-    """
-    _, sd, n, alpha = _check_design(0.0, sd, n, alpha, side)
-    power = _check_share("power", power)
-    if power <= alpha:
-        raise ValueError(f"`power` must be above `alpha` = {alpha}, got {power}: the level alone reaches that.")
-    if sd == 0:
-        return 0.0
-    side = "greater" if side == "less" else side
-    high = 1.0
-    while paired_power(high, 1.0, n, alpha, side) < power:
-        high *= 2
-    return sd * optimize.brentq(lambda effect: paired_power(effect, 1.0, n, alpha, side) - power, 0.0, high, xtol=1e-10)
 
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------
@@ -313,24 +193,6 @@ def _test(difference, confidence, null, scale, left_out):
     )  # fmt: skip
 
 
-def _upper_tail(critical, df, shift):
-    """P(T > critical) for T = (Z + shift) / sqrt(X / df), Z normal, X chi-squared: the noncentral t distribution.
-
-    Integrated over Z. scipy's own ``nct`` gives NaN or does not converge in places, as of version 1.17.
-    """
-    if critical < 0:
-        return 1 - _upper_tail(-critical, df, -shift)
-    if critical == 0:
-        return float(_special.ndtr(shift))
-
-    def density(z):  # of Z, times P(X / df < ((z + shift) / critical) ** 2)
-        return math.exp(-z * z / 2) / math.sqrt(2 * math.pi) * _special.chdtr(df, df * ((z + shift) / critical) ** 2)
-
-    start, turn, end = max(-shift, -10.0), critical - shift, 10.0  # at `turn` the second factor goes from 0 to 1
-    cuts = sorted({start, *(z for z in (turn - 0.5, turn, turn + 0.5, 0.0) if start < z < end), end})
-    return sum(integrate.quad(density, a, b, limit=200)[0] for a, b in itertools.pairwise(cuts)) if start < end else 0.0
-
-
 # -- validation ------------------------------------------------------------------------------------------------------
 
 
@@ -372,13 +234,3 @@ def _check_share(name, value, end=1.0):
 def _check_side(side):
     if side not in _SIDES:
         raise ValueError(f"`side` must be one of {', '.join(_SIDES)}; got {side!r}.")
-
-
-def _check_design(effect, sd, n, alpha, side):
-    effect, sd = _check_number("effect", effect), _check_number("sd", sd)
-    if sd < 0:
-        raise ValueError(f"`sd` must be >= 0, got {sd}.")
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 2:
-        raise ValueError(f"`n` must be a whole number of pairs, at least 2; got {n!r}.")
-    _check_side(side)
-    return effect, sd, int(n), _check_share("alpha", alpha)

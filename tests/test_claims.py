@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from fmseg import claims, estimand, ledger, stats, tables, verdicts
+from fmseg import claims, estimand, ledger, power, tables, verdicts
 
 CLAIMS = Path(__file__).parents[1] / "claims.yaml"
 PAIRED = {"test": "paired_t", "alpha": 0.05, "side": "greater", "minimal_effect": 1.0}
@@ -379,7 +379,7 @@ def test_the_detectable_effect_is_found_with_its_power():
     rng, draws = np.random.default_rng(22), 300
     noise = rng.normal(0, 1, (draws, 6))
     entries = [verdict(PAIRED | {"minimal_effect": 0}, above(*(2.0 + row))) for row in noise]
-    detectable = stats.detectable_effect(1.0, 6, 0.05, 0.8)
+    detectable = power.detectable(PAIRED | {"minimal_effect": 0}, 1.0, 6)
     found = [verdict(PAIRED | {"minimal_effect": 0}, above(*(detectable + row)))["verdict"] for row in noise]
     assert abs(found.count("supported") / draws - 0.8) <= 3 * np.sqrt(0.16 / draws)
     assert entries[0]["detectable"] == pytest.approx(detectable * entries[0]["sd"])

@@ -36,6 +36,12 @@ def test_array_tests_equal_scipys(null):
     np.testing.assert_allclose(ttests.within(x, 2.0), np.maximum(low, high), rtol=1e-9)
 
 
+def test_a_difference_that_is_not_found_is_not_equivalence():
+    noisy, near = np.array([-1.0, 6.0, -6.0]), np.array([0.1, 0.12, 0.09])
+    assert ttests.two_sided(noisy) > 0.5 and ttests.within(noisy, 1.0) > 0.05
+    assert ttests.two_sided(near) < 0.05 and ttests.within(near, 1.0) < 0.05
+
+
 def test_beyond_a_margin_of_nothing_is_the_two_sided_test():
     x = np.random.default_rng(0).normal(0.5, 1, (50, 5))
     np.testing.assert_allclose(ttests.beyond(x, 0.0), ttests.two_sided(x), rtol=1e-12)
