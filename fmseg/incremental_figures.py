@@ -10,6 +10,7 @@ import numpy as np
 
 from fmseg import plots
 from fmseg.fmwiss_paper import PRINTED
+from fmseg.incremental_tables import measured
 from fmseg.stats import contrast
 
 PIXELS, WORDS, OURS = plots.OKABE_ITO[0], plots.OKABE_ITO[1], plots.OKABE_ITO[3]  # what a method may see; FMWISS
@@ -17,6 +18,8 @@ SUPERVISION = {row.label: row.supervision for rows in PRINTED.values() for row i
 GROUPS = {"old": plots.OKABE_ITO[0], "new": plots.OKABE_ITO[1], "all": plots.OKABE_ITO[2]}
 STAGE_COLOURS = plots.OKABE_ITO[:3]  # precision, recall, IoU
 _LINES = {"FMWISS": OURS, "WILSON": plots.OKABE_ITO[0], "MiB": plots.OKABE_ITO[2], "FT": plots.OKABE_ITO[4]}
+LEARNED_FROM = {"CAM": "cam", "SS": "ss", "WILSON": "wilson", "FMWISS": "teacher"}  # row -> masks in its records
+_MASK_COLOURS = (plots.OKABE_ITO[2], plots.OKABE_ITO[4], plots.OKABE_ITO[0], OURS)
 Rows = list[dict[str, Any]]
 
 
@@ -212,6 +215,34 @@ def predictions(
             rows.append({"image": i, "classes": "; ".join(seen), "method": method, "pixels right (%)": 100 * right})
     rows = [row | {"pixels right (%)": round(float(row["pixels right (%)"]), 2)} for row in rows]
     return plots.grid(pictures, names, ["image", *maps, "truth"], 1.3), rows
+
+
+def masks_and_students(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Rows]:
+    """What students of image labels were shown and what they made of it, a point a run: IoU of the masks of new classes
+    on the step's own pictures against the truth, and mIoU of new classes on the validation set.
+
+    Args:
+        found: {(row, setting): {seed: record}}, as of :func:`fmseg.incremental_tables.by_place`.
+    """
+    rows = [
+        {"setting": setting, "row": label, "seed": seed, "masks (IoU, %)": round(100 * masks["iou"], 4),
+         "new classes (mIoU, %)": round(measured(record, setting)["new"], 4)}
+        for (label, setting), runs in found.items() if label in LEARNED_FROM
+        for seed, record in runs.items() if (masks := record["result"].get("masks", {}).get(LEARNED_FROM[label]))
+    ]  # fmt: skip
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = _panels(1, max(1, len(settings)), (3.8, 3.3), sharey=True)
+    for axis, setting in zip(axes[0], settings, strict=False):
+        for label, colour in zip(LEARNED_FROM, _MASK_COLOURS, strict=True):
+            own = [row for row in rows if (row["setting"], row["row"]) == (setting, label)]
+            x, y = ([row[key] for row in own] for key in ("masks (IoU, %)", "new classes (mIoU, %)"))
+            form = {"marker": "*", "ms": 8} if label == "FMWISS" else {"marker": "o", "ms": 5}
+            axis.plot(x, y, ls="", color=colour, label=label, **form)
+        axis.set(xlabel="masks learned from, IoU (%)", title=setting)
+    axes[0][0].set(ylabel="new classes, mIoU (%)")
+    if rows:
+        axes[0][0].legend(frameon=False, fontsize=7)
+    return figure, rows
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------

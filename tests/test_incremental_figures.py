@@ -160,6 +160,30 @@ def test_what_each_stage_adds_to_the_student():
     assert reading.explained(made, ["student"]) == []
 
 
+def run_of(method, new, iou):
+    result = {"iou": [0.9] + [0.1] * 10 + [new] * 10, "masks": {method: {"precision": 1, "recall": iou, "iou": iou}}}
+    return {"config": {"protocol": "mini/10-10/overlap"}, "result": result}
+
+
+def test_masks_stand_beside_what_students_made_of_them():
+    place = "10-10 overlap"
+    found = {
+        ("WILSON", place): {0: run_of("wilson", 0.5, 0.6), 1: run_of("wilson", 0.4, 0.5)},
+        ("FMWISS", place): {0: run_of("teacher", 0.2, 0.3), 1: run_of("teacher", 0.1, 0.4)},
+        ("FT", place): {0: {"config": {"protocol": "mini/10-10/overlap"}, "result": {"iou": [0.9] * 21}}},
+        ("CAM", place): {0: {"config": {"protocol": "mini/10-10/overlap"}, "result": {"iou": [0.9] * 21}}},
+    }
+    figure, rows = figures.masks_and_students(found)
+    points = {(r["row"], r["seed"]): (r["masks (IoU, %)"], r["new classes (mIoU, %)"]) for r in rows}
+    assert points["WILSON", 0] == (60, 50) and points["FMWISS", 1] == (40, 10) and len(points) == 4
+    assert len(figure.axes) == 1 and figure.axes[0].get_title() == place
+    lines = reading.masks(rows).splitlines()
+    assert [line.split()[2] for line in lines[:2]] == ["FMWISS", "WILSON"], "the best masks last"
+    assert "35.0 IoU" in lines[0] and "15.0 on new" in lines[0] and lines[2].endswith("over 4 runs: 0.80")
+    assert len(reading.masks(rows[:1]).splitlines()) == 1 and figures.masks_and_students({})[1] == []
+    assert reading.masks([]) == "nothing was run in this profile"
+
+
 def test_swept_rows_and_the_others_are_all_rows():
     settings = load("mini", ROOT)
     assert fmwiss_ablations.usual(settings, "seeds") == 10 and fmwiss_ablations.usual(settings, "alpha") == 0.5
