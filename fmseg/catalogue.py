@@ -3,8 +3,6 @@
 from fmseg import (
     camvid_real,
     claims,
-    fmwiss_ablations,
-    fmwiss_pseudo,
     fmwiss_tables,
     freemask_real,
     tables,
@@ -18,8 +16,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.id: e
     for e in (
         world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values(),
-        *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, freemask_real.EXPERIMENT,
-        camvid_real.EXPERIMENT,
+        freemask_real.EXPERIMENT, camvid_real.EXPERIMENT,
     )  # fmt: skip
 }
 
