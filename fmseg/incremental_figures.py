@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fmseg import plots
+from fmseg import image_counts, plots
 from fmseg.fmwiss_paper import PRINTED
 from fmseg.incremental_tables import measured
+from fmseg.protocols import get
 from fmseg.stats import contrast
 
 PIXELS, WORDS, OURS = plots.OKABE_ITO[0], plots.OKABE_ITO[1], plots.OKABE_ITO[3]  # what a method may see; FMWISS
@@ -19,6 +20,7 @@ GROUPS = {"old": plots.OKABE_ITO[0], "new": plots.OKABE_ITO[1], "all": plots.OKA
 STAGE_COLOURS = plots.OKABE_ITO[:3]  # precision, recall, IoU
 _LINES = {"FMWISS": OURS, "WILSON": plots.OKABE_ITO[0], "MiB": plots.OKABE_ITO[2], "FT": plots.OKABE_ITO[4]}
 LEARNED_FROM = {"CAM": "cam", "SS": "ss", "WILSON": "wilson", "FMWISS": "teacher"}  # row -> masks in its records
+_FAULT_COLOURS = (plots.OKABE_ITO[0], "0.75", plots.OKABE_ITO[1])
 _MASK_COLOURS = (plots.OKABE_ITO[2], plots.OKABE_ITO[4], plots.OKABE_ITO[0], OURS)
 Rows = list[dict[str, Any]]
 
@@ -245,7 +247,47 @@ def masks_and_students(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> t
     return figure, rows
 
 
+def faults(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Rows]:
+    """What pixels are wrongly called, a bar a row of a table: something old, background, or something new that is not
+    there; in percent of the pixels of new classes, means over seeds. The rows also say how many of these were found.
+
+    Args:
+        found: as :func:`masks_and_students`; records without counts of images, and joint training, are passed over.
+    """
+    rows = []
+    for (label, setting), runs in found.items():
+        counted = [r for r in runs.values() if "images" in r["result"] and r["config"]["base"] is not None]
+        shares = np.mean([_wrongly(record) for record in counted], axis=0) if counted else ()
+        if len(shares):
+            names = ("wrongly old", "wrongly background", "wrongly new", "new found")
+            rows.append({"setting": setting, "row": label} | {f"{n} (%)": round(100 * float(v), 2) for n, v in
+                        zip(names, shares, strict=True)})  # fmt: skip
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = _panels(1, max(1, len(settings)), (4.2, 3.6), sharex=True, sharey=True)
+    for axis, setting in zip(axes[0], settings, strict=False):
+        own = [row for row in rows if row["setting"] == setting]
+        left = np.zeros(len(own))
+        for name, colour in zip(("wrongly old", "wrongly background", "wrongly new"), _FAULT_COLOURS, strict=True):
+            wide = np.array([row[f"{name} (%)"] for row in own])
+            axis.barh([row["row"] for row in own], wide, 0.7, left=left, color=colour, label=name)
+            left += wide
+        axis.set(xlabel="% of the pixels of new classes", title=setting)
+        axis.tick_params(axis="y", labelsize=7)
+    if rows:
+        axes[0][0].invert_yaxis()
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure, rows
+
+
 # -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _wrongly(record: dict) -> tuple[float, float, float, float]:
+    """Pixels wrongly called old, background, new; pixels of new classes that were found: by the number of the latter."""
+    groups = get(record["config"]["protocol"]).groups()
+    right, truth, guess = image_counts.unpack(record["result"]["images"]).sum(0).T
+    new, old, wrong = groups["new"], groups["old"], guess - right
+    return tuple(part / truth[new].sum() for part in (wrong[old].sum(), wrong[0], wrong[new].sum(), right[new].sum()))
 
 
 def _panels(high: int, wide: int, each: tuple[float, float], **options):
