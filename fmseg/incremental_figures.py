@@ -283,7 +283,7 @@ def faults(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Ro
 
 
 def _wrongly(record: dict) -> tuple[float, float, float, float]:
-    """Pixels wrongly called old, background, new; pixels of new classes that were found: by the number of the latter."""
+    """Pixels wrongly called old, background, new, and those of new classes that were found; by the number of these."""
     groups = get(record["config"]["protocol"]).groups()
     right, truth, guess = image_counts.unpack(record["result"]["images"]).sum(0).T
     new, old, wrong = groups["new"], groups["old"], guess - right
