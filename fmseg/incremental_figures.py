@@ -326,6 +326,7 @@ def _name(axis, points: Mapping[str, tuple[float, float, int]]) -> None:
             spread[k], spread[k - 1] = spread[k] + push, spread[k - 1] - push
     left = axis.get_xlim()[0]
     axis.set_xlim(left, right + 0.3 * (right - left))
+    axis.set_ylim(min(low, spread[0] - step / 2), max(high, spread[-1] + step / 2))
     for label, y in zip(ordered, spread, strict=True):
         axis.annotate(
             label, points[label][:2], (right + 0.05 * (right - left), y), fontsize=6.5, va="center",
