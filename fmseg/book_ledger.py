@@ -14,7 +14,6 @@ from fmseg.book_chapters import Chapter, judged_in, place_of
 from fmseg.book_html import link, raw
 from fmseg.book_tables import cell_page
 
-VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")
 _WIDTH, _HEIGHT = 260, 34  # of an interval's drawing
 
 
@@ -40,10 +39,10 @@ def scoreboard(claims: Iterable[Mapping]) -> str:
     """HTML table of how many claims of each paper have which verdict; each number leads to the ledger, filtered."""
     count = Counter((claim["paper"], claim["verdict"]) for claim in claims)
     lines = ["<table class='fmseg-scoreboard'><thead><tr><th>claims of</th>"]
-    lines += [f"<th>{verdict}</th>" for verdict in VERDICTS] + ["</tr></thead><tbody>"]
+    lines += [f"<th>{verdict}</th>" for verdict in ledger.VERDICTS] + ["</tr></thead><tbody>"]
     for paper in dict.fromkeys(paper for paper, _ in count):
         lines.append(f"<tr><th scope='row'>{html.escape(paper)}</th>")
-        for verdict in VERDICTS:
+        for verdict in ledger.VERDICTS:
             where = f"ledger.html#paper={paper}&verdict={verdict}".replace(" ", "%20")
             number = count[paper, verdict]
             lines.append(f"<td><a href='{html.escape(where)}'>{number}</a></td>" if number else "<td>0</td>")
@@ -145,7 +144,7 @@ def _controls(claims):
     return (
         '<form class="fmseg-filter" onsubmit="return false">'
         + select("paper", papers)
-        + select("verdict", VERDICTS)
+        + select("verdict", ledger.VERDICTS)
         + '<label>words <input id="fmseg-words" type="search" autocomplete="off"></label>'
         + f'<output id="fmseg-count" aria-live="polite">{len(claims)} claims</output></form>\n'
     )

@@ -1,12 +1,23 @@
 """Every table that rests on trained runs, and what concerns all of them. Notebooks import their own table alone."""
 
-from fmseg import camvid_real, claims, freemask_real, tables, world_supervised, zoo_table
+from fmseg import (
+    camvid_real,
+    claims,
+    fmwiss_tables,
+    freemask_real,
+    tables,
+    world_supervised,
+    zoo_table,
+)
 from fmseg.experiment import Experiment, behind, judge
 from fmseg.settings import Settings
 
 EXPERIMENTS: dict[str, Experiment] = {
     e.id: e
-    for e in (world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, freemask_real.EXPERIMENT, camvid_real.EXPERIMENT)
+    for e in (
+        world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values(),
+        freemask_real.EXPERIMENT, camvid_real.EXPERIMENT,
+    )  # fmt: skip
 }
 
 

@@ -23,6 +23,7 @@ from fmseg.incremental import (
     ALPHA,
     BETA,
     DCL_WEIGHT,
+    HARD_OVER,
     binary_loss,
     dense_labels,
     old_targets,
@@ -92,7 +93,7 @@ class Options:
         if not 0 <= self.warmup < 1:
             raise ValueError(f"`warmup` must be in [0, 1), a share of the steps; got {self.warmup}")
         known = {"head": HEADS, "reduction": ("mean", "sum"), "teacher_reduction": ("mean", "sum")}
-        for name, allowed in (known | {"hard_over": ("all", "new"), "teacher_start": STARTS}).items():
+        for name, allowed in (known | {"hard_over": HARD_OVER, "teacher_start": STARTS}).items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         if self.teacher_start == "old" and self.head != "aspp":

@@ -92,6 +92,8 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("background not bounded for the student", {"student_bkg_min": False}),
         Variant("student's loss averaged over classes", {"reduction": "mean"}),
         Variant("both losses averaged over classes", {"reduction": "mean", "teacher_reduction": "mean"}),
+        Variant("hard label against old classes too", {"hard_over": "all"}),
+        Variant("hard label among new classes alone", {"hard_over": "new"}),
         Variant("classes begin at one half", rare=False),
     ),
 }
@@ -126,8 +128,9 @@ NOTES = {
     ),
     "fmwiss-ab-weights": (
         "Standard: alpha 0.5, beta 0.9, tau 0.1. Then open choices 11 and 12: eqs 10 and 11, as recalled, do not bound "
-        "the student's background and average over classes. Last: no prior in the classifiers' biases, from a base "
-        "model of its own."
+        "the student's background and average over classes. Then open choice 13: in the standard, as in WILSON's code, "
+        "background and the new classes of the image compete for the hard label. Last: no prior in the classifiers' "
+        "biases, from a base model of its own."
     ),
 }
 

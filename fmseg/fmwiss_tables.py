@@ -117,6 +117,8 @@ def _note(id: str, settings: Settings) -> str:
         text += f"It pastes one into a share of {share:g} of the step's pictures; the paper, it seems, into each. "
     if settings.get("incremental.fmwiss").get("student_bkg_min"):
         text += "Its student's background is bounded by the new classes, as WILSON's is; eq 10, as recalled, is not. "
+    if settings.get("incremental.fmwiss").get("hard_over") == "background":
+        text += "Old classes take no part in its teacher's hard label, as in WILSON's code; the paper does not say. "
     if id == "fmwiss-t3":
         text += "Joint, LwF-MC and SDR are not in the paper's table. "
     if on_real_data(settings):

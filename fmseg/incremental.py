@@ -14,6 +14,7 @@ from torch import Tensor, nn
 IGNORE = 255
 ALPHA, BETA, DCL_WEIGHT = 0.5, 0.9, 0.1  # FMWISS: of the hard label, of the old model, lambda
 BACKGROUND = 0
+HARD_OVER = ("all", "background", "new")  # see `student_targets`
 
 
 def binary_loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
@@ -119,7 +120,8 @@ def student_targets(
         alpha: share of the hard label, in [0, 1].
         beta: share of the old model, in [0, 1].
         hard_over: which channels compete for the hard label: "all" of T, so that it is 0 where an old class or
-            background wins; or the "new" ones that are present, so that every pixel belongs to one of them.
+            background wins; "background" and the new ones that are present, as in WILSON's code, where image-level
+            labels of old classes are 0; or the "new" ones that are present, so that every pixel belongs to one of them.
         bkg_min: background is at most :math:`1 - \max_c q^c` over new classes, as WILSON's (eq 10 prints no minimum).
 
     Returns:
@@ -143,11 +145,14 @@ def student_targets(
     for name, value in (("alpha", alpha), ("beta", beta)):
         if not 0 <= value <= 1:
             raise ValueError(f"`{name}` must be in [0, 1]; got {value}")
-    if hard_over not in ("all", "new"):
-        raise ValueError(f"`hard_over` must be 'all' or 'new'; got {hard_over!r}")
+    if hard_over not in HARD_OVER:
+        raise ValueError(f"`hard_over` must be one of {', '.join(HARD_OVER)}; got {hard_over!r}")
     teacher = teacher_logits.detach()
     there = present[:, :, None, None]
-    rivals = teacher if hard_over == "all" else teacher[:, old:].masked_fill(~there, -torch.inf)
+    rivals = teacher
+    if hard_over != "all":
+        known = teacher[:, : BACKGROUND + 1] if hard_over == "background" else teacher[:, :0]
+        rivals = torch.cat([known, teacher[:, old:].masked_fill(~there, -torch.inf)], 1)
     hard = F.one_hot(rivals.argmax(1), rivals.shape[1]).movedim(-1, 1)[:, -new:].to(teacher.dtype)
     soft = teacher.sigmoid()
     of_new = (alpha * hard + (1 - alpha) * soft[:, old:]) * there

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fmseg import plots
+from fmseg import image_counts, plots
 from fmseg.fmwiss_paper import PRINTED
+from fmseg.incremental_tables import measured
+from fmseg.protocols import get
 from fmseg.stats import contrast
 
 PIXELS, WORDS, OURS = plots.OKABE_ITO[0], plots.OKABE_ITO[1], plots.OKABE_ITO[3]  # what a method may see; FMWISS
@@ -17,6 +19,9 @@ SUPERVISION = {row.label: row.supervision for rows in PRINTED.values() for row i
 GROUPS = {"old": plots.OKABE_ITO[0], "new": plots.OKABE_ITO[1], "all": plots.OKABE_ITO[2]}
 STAGE_COLOURS = plots.OKABE_ITO[:3]  # precision, recall, IoU
 _LINES = {"FMWISS": OURS, "WILSON": plots.OKABE_ITO[0], "MiB": plots.OKABE_ITO[2], "FT": plots.OKABE_ITO[4]}
+LEARNED_FROM = {"CAM": "cam", "SS": "ss", "WILSON": "wilson", "FMWISS": "teacher"}  # row -> masks in its records
+_FAULT_COLOURS = (plots.OKABE_ITO[0], "0.75", plots.OKABE_ITO[1])
+_MASK_COLOURS = (plots.OKABE_ITO[2], plots.OKABE_ITO[4], plots.OKABE_ITO[0], OURS)
 Rows = list[dict[str, Any]]
 
 
@@ -214,7 +219,75 @@ def predictions(
     return plots.grid(pictures, names, ["image", *maps, "truth"], 1.3), rows
 
 
+def masks_and_students(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Rows]:
+    """What students of image labels were shown and what they made of it, a point a run: IoU of the masks of new classes
+    on the step's own pictures against the truth, and mIoU of new classes on the validation set.
+
+    Args:
+        found: {(row, setting): {seed: record}}, as of :func:`fmseg.incremental_tables.by_place`.
+    """
+    rows = [
+        {"setting": setting, "row": label, "seed": seed, "masks (IoU, %)": round(100 * masks["iou"], 4),
+         "new classes (mIoU, %)": round(measured(record, setting)["new"], 4)}
+        for (label, setting), runs in found.items() if label in LEARNED_FROM
+        for seed, record in runs.items() if (masks := record["result"].get("masks", {}).get(LEARNED_FROM[label]))
+    ]  # fmt: skip
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = _panels(1, max(1, len(settings)), (3.8, 3.3), sharey=True)
+    for axis, setting in zip(axes[0], settings, strict=False):
+        for label, colour in zip(LEARNED_FROM, _MASK_COLOURS, strict=True):
+            own = [row for row in rows if (row["setting"], row["row"]) == (setting, label)]
+            x, y = ([row[key] for row in own] for key in ("masks (IoU, %)", "new classes (mIoU, %)"))
+            form = {"marker": "*", "ms": 8} if label == "FMWISS" else {"marker": "o", "ms": 5}
+            axis.plot(x, y, ls="", color=colour, label=label, **form)
+        axis.set(xlabel="masks learned from, IoU (%)", title=setting)
+    axes[0][0].set(ylabel="new classes, mIoU (%)")
+    if rows:
+        axes[0][0].legend(frameon=False, fontsize=7)
+    return figure, rows
+
+
+def faults(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Rows]:
+    """What pixels are wrongly called, a bar a row of a table: something old, background, or something new that is not
+    there; in percent of the pixels of new classes, means over seeds. The rows also say how many of these were found.
+
+    Args:
+        found: as :func:`masks_and_students`; records without counts of images, and joint training, are passed over.
+    """
+    rows = []
+    for (label, setting), runs in found.items():
+        counted = [r for r in runs.values() if "images" in r["result"] and r["config"]["base"] is not None]
+        shares = np.mean([_wrongly(record) for record in counted], axis=0) if counted else ()
+        if len(shares):
+            names = ("wrongly old", "wrongly background", "wrongly new", "new found")
+            rows.append({"setting": setting, "row": label} | {f"{n} (%)": round(100 * float(v), 2) for n, v in
+                        zip(names, shares, strict=True)})  # fmt: skip
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure, axes = _panels(1, max(1, len(settings)), (4.2, 3.6), sharex=True, sharey=True)
+    for axis, setting in zip(axes[0], settings, strict=False):
+        own = [row for row in rows if row["setting"] == setting]
+        left = np.zeros(len(own))
+        for name, colour in zip(("wrongly old", "wrongly background", "wrongly new"), _FAULT_COLOURS, strict=True):
+            wide = np.array([row[f"{name} (%)"] for row in own])
+            axis.barh([row["row"] for row in own], wide, 0.7, left=left, color=colour, label=name)
+            left += wide
+        axis.set(xlabel="% of the pixels of new classes", title=setting)
+        axis.tick_params(axis="y", labelsize=7)
+    if rows:
+        axes[0][0].invert_yaxis()
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure, rows
+
+
 # -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _wrongly(record: dict) -> tuple[float, float, float, float]:
+    """Pixels wrongly called old, background, new, and those of new classes that were found; by the number of these."""
+    groups = get(record["config"]["protocol"]).groups()
+    right, truth, guess = image_counts.unpack(record["result"]["images"]).sum(0).T
+    new, old, wrong = groups["new"], groups["old"], guess - right
+    return tuple(part / truth[new].sum() for part in (wrong[old].sum(), wrong[0], wrong[new].sum(), right[new].sum()))
 
 
 def _panels(high: int, wide: int, each: tuple[float, float], **options):
@@ -253,6 +326,7 @@ def _name(axis, points: Mapping[str, tuple[float, float, int]]) -> None:
             spread[k], spread[k - 1] = spread[k] + push, spread[k - 1] - push
     left = axis.get_xlim()[0]
     axis.set_xlim(left, right + 0.3 * (right - left))
+    axis.set_ylim(min(low, spread[0] - step / 2), max(high, spread[-1] + step / 2))
     for label, y in zip(ordered, spread, strict=True):
         axis.annotate(
             label, points[label][:2], (right + 0.05 * (right - left), y), fontsize=6.5, va="center",

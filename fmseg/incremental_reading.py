@@ -85,6 +85,28 @@ def kept(table: dict, columns: Mapping[str, Mapping[str, str]], methods: Sequenc
     return "\n".join(lines) or "nothing was run in this profile"
 
 
+def masks(rows: Sequence[Mapping]) -> str:
+    """Rows of :func:`fmseg.incremental_figures.masks_and_students` in a line a method and setting, the best masks last,
+    and for each setting the rank correlation of masks and students over its runs."""
+    shown, learned, lines = "masks (IoU, %)", "new classes (mIoU, %)", []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        own = [row for row in rows if row["setting"] == setting]
+        means = {}
+        for label in dict.fromkeys(row["row"] for row in own):
+            mine = [row for row in own if row["row"] == label]
+            means[label] = [float(np.mean([row[key] for row in mine])) for key in (shown, learned)]
+        lines += [
+            f"{setting:15} {label:7} masks {x:5.1f} IoU, their student {y:5.1f} on new classes"
+            for label, (x, y) in sorted(means.items(), key=lambda item: item[1])
+        ]
+        sides = [[row[key] for row in own] for key in (shown, learned)]
+        if len(own) > 2 and min(len(set(side)) for side in sides) > 1:
+            from scipy.stats import spearmanr
+
+            lines.append(f"{setting:15} rank correlation over {len(own)} runs: {spearmanr(*sides).statistic:.2f}")
+    return "\n".join(lines) or "nothing was run in this profile"
+
+
 def explained(table: dict, stages: Sequence[str]) -> list[dict]:
     """What each stage of the pseudo-labels adds to the student on new classes.
 

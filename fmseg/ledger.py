@@ -6,7 +6,7 @@ from pathlib import Path
 from fmseg.tables import json_text, read_json, write_files
 
 _KEYS = {"profile", "claims"}
-_WORDS = ("supported", "contradicted", "inconclusive", "not tested")
+VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")  # decided ones first
 _NOTICE = {
     "mini": "Verdicts in miniature test mechanism and direction, not the paper's number.",
     "smoke": "A smoke run shows that everything runs; it judges nothing.",
@@ -54,7 +54,7 @@ def markdown(ledger: dict) -> str:
     claims = ledger["claims"]
     count = Counter(c["verdict"] for c in claims)
     lines = [f"# Ledger of claims ({ledger['profile']})", "", _NOTICE[ledger["profile"]], ""]
-    lines += [f"{len(claims)} claims: " + ", ".join(f"{count[word]} {word}" for word in _WORDS) + ".", ""]
+    lines += [f"{len(claims)} claims: " + ", ".join(f"{count[word]} {word}" for word in VERDICTS) + ".", ""]
     lines += ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|", *map(_line, claims), "", _LEGEND]
     for claim in claims:
         lines += ["", _details(claim)]

@@ -5,9 +5,10 @@
 import argparse
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
-from fmseg import tables, zoo
+from fmseg import ledger, tables, zoo
 from fmseg.cite import cite, duration
 from fmseg.notebooks import title
 from fmseg.settings import Settings, load
@@ -26,10 +27,12 @@ def fill(text: str, settings: Settings) -> str:
 
 
 def part(name: str, settings: Settings) -> str:
-    """What stands in the part of that name: 'table.<id>', 'notebooks', 'times', 'zoo' or 'scale'."""
+    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'zoo' or 'scale'."""
     if name.startswith("table."):
         text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
         return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
+    if name == "scoreboard":
+        return _scoreboard(settings)
     if name == "notebooks":
         return _notebooks(settings)
     if name == "times":
@@ -38,8 +41,28 @@ def part(name: str, settings: Settings) -> str:
         return _zoo()
     if name == "scale":
         return _scale(settings)
-    known = "table.<id>, notebooks, times, zoo, scale"
+    known = "table.<id>, scoreboard, notebooks, times, zoo, scale"
     raise ValueError(f"README: no generated part is called {name!r}; there are {known}")
+
+
+def _scoreboard(settings: Settings) -> str:
+    """How many claims of each paper have which verdict, and those that are decided, each with the table it is read from
+    and the notebook that makes this."""
+    claims = ledger.read(settings.results)["claims"]
+    count = Counter((claim["paper"], claim["verdict"]) for claim in claims)
+    lines = [f"| claims of | {' | '.join(ledger.VERDICTS)} |", "|---|" + "---|" * len(ledger.VERDICTS)]
+    for paper in dict.fromkeys(claim["paper"] for claim in claims):
+        lines.append(f"| {paper} | " + " | ".join(str(count[paper, verdict]) for verdict in ledger.VERDICTS) + " |")
+    lines += ["", "<details><summary>The decided ones, with what was measured</summary>", ""]
+    for verdict in ledger.VERDICTS[:2]:
+        for claim in claims:
+            if claim["verdict"] == verdict:
+                table = f"results/{PROFILE}/tables/{claim['table']}"
+                stage = tables.read(settings.root / f"{table}.json")["provenance"]["stage"]
+                ways = f"[table]({table}.md), [notebook](notebooks/{stage}.ipynb)"
+                found = f"**{claim['text']}**, {ledger.effect(claim)}, n = {claim['n']}"
+                lines.append(f"* `{claim['id']}`: {claim['says']}. {found}; {ways}")
+    return "\n".join([*lines, "", "</details>"])
 
 
 def _notebooks(settings: Settings) -> str:

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 from toys import ROOT
 
-from fmseg import fmwiss_ablations, fmwiss_pseudo, fmwiss_tables
+from fmseg import fmwiss_ablations, fmwiss_pseudo, fmwiss_tables, image_counts
 from fmseg.incremental_runs import EXAMPLES
 from fmseg.labelmaps import pack
 from fmseg.protocols import get
@@ -36,6 +36,28 @@ def made_up(config, number=0):
             "seconds": 1.0 + number, "machine": {}, "versions": {}, "finished": "2026-11-22T00:00:00Z"}  # fmt: skip
 
 
+def counts(rng, share, images=12, classes=4):
+    """(B, C, 3): of each class's pixels in an image a share is right, and as many lie wrong."""
+    truth = rng.integers(0, 200, (images, classes)) * (rng.random((images, classes)) < 0.6)
+    right = np.round(truth * np.clip(share + rng.normal(0, 0.05, truth.shape), 0, 1)).astype(int)
+    return np.stack([right, truth, right + rng.integers(0, 30, truth.shape)], -1)
+
+
+def with_images(record, number):
+    """The made-up record with counts of images, and the IoUs that these make."""
+    result, rng = record["result"], np.random.default_rng(number)
+    classes = len(result["iou"])
+    for images, total in (("images", "iou"), ("other_images", "other_iou")):
+        if total in result:
+            share = 0.5 + 0.1 * (record["config"]["method"] == "fmwiss")
+            own = counts(rng, share, 12, classes)
+            if total == "other_iou":
+                own[:, [k for k, v in enumerate(result["other_iou"]) if v is None]] = 0
+            result[images] = image_counts.pack(own)
+            result[total] = [None if np.isnan(v) else round(float(v), 6) for v in image_counts.iou(own)]
+    return record
+
+
 def complete(experiment, settings):
     """A record of every run of a table."""
     return [made_up(config, k) for k, config in enumerate(experiment.configs(settings))]
@@ -49,6 +71,6 @@ def project(folder, profile="smoke"):
     settings = load(profile, folder)
     code = closure("fmseg.incremental_runs", folder)
     for experiment in FAMILY.values():
-        for record in complete(experiment, settings):
-            write_record(record | {"code": code}, experiment.folder(settings))
+        for number, record in enumerate(complete(experiment, settings)):
+            write_record(with_images(record, number) | {"code": code}, experiment.folder(settings))
     return settings

@@ -176,7 +176,7 @@ def test_an_image_without_labels_and_an_empty_memory(step, old):
         ({"dcl_weight": -1}, "`dcl_weight` must be >= 0"),
         ({"warmup": 1.0}, r"`warmup` must be in \[0, 1\)"),
         ({"head": "mlp"}, "`head` must be one of aspp, localizer"),
-        ({"hard_over": "old"}, "`hard_over` must be one of all, new"),
+        ({"hard_over": "old"}, "`hard_over` must be one of all, background, new"),
         ({"reduction": "max"}, "`reduction` must be one of mean, sum"),
         ({"teacher_start": "new"}, "`teacher_start` must be one of fresh, old"),
         ({"teacher_start": "old", "head": "localizer"}, "`teacher_start` 'old' needs the head 'aspp'"),

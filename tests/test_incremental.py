@@ -107,9 +107,8 @@ def by_loops(teacher, old, present, alpha, beta, hard_over):
         for y in range(height):
             for x in range(width):
                 z = teacher[b, :, y, x].tolist()
-                rivals = range(channels) if hard_over == "all" else [
-                    c for c in range(first, channels) if present[b, c - first]
-                ]  # fmt: skip
+                there = [c for c in range(first, channels) if present[b, c - first]]
+                rivals = {"all": range(channels), "background": [0, *there], "new": there}[hard_over]
                 winner = max(rivals, key=lambda c: z[c]) if rivals else None
                 for c in range(channels):
                     if c < first:
@@ -119,7 +118,7 @@ def by_loops(teacher, old, present, alpha, beta, hard_over):
     return made
 
 
-@pytest.mark.parametrize("hard_over", ["all", "new"])
+@pytest.mark.parametrize("hard_over", ["all", "background", "new"])
 def test_the_student_learns_what_loops_say(hard_over):
     teacher, old = random_scores(3, 5, 2, 3), random_scores(3, 2, 2, 3, seed=1)
     present = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
@@ -137,6 +136,17 @@ def test_limits_of_the_shares():
     soft = student_targets(teacher, old, present, alpha=0.0, beta=0.0)
     assert torch.equal(soft, teacher.sigmoid())
     assert bool((student_targets(teacher, old, present, alpha=1.0, hard_over="new")[:, 2:].sum(1) == 1).all())
+
+
+def test_an_old_class_on_top_takes_the_hard_label_away_only_where_it_competes():
+    teacher, old = torch.tensor([0.0, 3.0, 2.0, 5.0]).view(1, 4, 1, 1), torch.zeros(1, 2, 1, 1)
+    present = torch.tensor([[True, False]])  # the highest score is of a class that is not in the image
+    for how, wanted in (("all", [0, 0]), ("background", [1, 0]), ("new", [1, 0])):
+        found = student_targets(teacher, old, present, alpha=1.0, hard_over=how)
+        assert found[0, 2:].flatten().tolist() == wanted, how
+    teacher[0, 0] = 4.0
+    assert not student_targets(teacher, old, present, alpha=1.0, hard_over="background")[0, 2:].any()
+    assert student_targets(teacher, old, present, alpha=1.0, hard_over="new")[0, 2, 0, 0] == 1
 
 
 def test_background_can_be_kept_below_what_the_new_classes_leave():

@@ -10,7 +10,7 @@ from made_records import FAMILY, complete, project
 from smallzoo import write_cards
 from toys import ROOT
 
-from fmseg import fmwiss_ablations, pipeline, plots, tables
+from fmseg import fmwiss_ablations, image_counts, pipeline, plots, tables
 from fmseg import incremental_figures as figures
 from fmseg import incremental_reading as reading
 from fmseg.incremental_configs import SETTINGS
@@ -158,6 +158,53 @@ def test_what_each_stage_adds_to_the_student():
         {"stage": "teacher", "IoU": 50, "student": 13, "gain": -3, "share": -1.0},
     ]
     assert reading.explained(made, ["student"]) == []
+
+
+def run_of(method, new, iou):
+    result = {"iou": [0.9] + [0.1] * 10 + [new] * 10, "masks": {method: {"precision": 1, "recall": iou, "iou": iou}}}
+    return {"config": {"protocol": "mini/10-10/overlap"}, "result": result}
+
+
+def test_masks_stand_beside_what_students_made_of_them():
+    place = "10-10 overlap"
+    found = {
+        ("WILSON", place): {0: run_of("wilson", 0.5, 0.6), 1: run_of("wilson", 0.4, 0.5)},
+        ("FMWISS", place): {0: run_of("teacher", 0.2, 0.3), 1: run_of("teacher", 0.1, 0.4)},
+        ("FT", place): {0: {"config": {"protocol": "mini/10-10/overlap"}, "result": {"iou": [0.9] * 21}}},
+        ("CAM", place): {0: {"config": {"protocol": "mini/10-10/overlap"}, "result": {"iou": [0.9] * 21}}},
+    }
+    figure, rows = figures.masks_and_students(found)
+    points = {(r["row"], r["seed"]): (r["masks (IoU, %)"], r["new classes (mIoU, %)"]) for r in rows}
+    assert points["WILSON", 0] == (60, 50) and points["FMWISS", 1] == (40, 10) and len(points) == 4
+    assert len(figure.axes) == 1 and figure.axes[0].get_title() == place
+    lines = reading.masks(rows).splitlines()
+    assert [line.split()[2] for line in lines[:2]] == ["FMWISS", "WILSON"], "the best masks last"
+    assert "35.0 IoU" in lines[0] and "15.0 on new" in lines[0] and lines[2].endswith("over 4 runs: 0.80")
+    assert len(reading.masks(rows[:1]).splitlines()) == 1 and figures.masks_and_students({})[1] == []
+    assert reading.masks([]) == "nothing was run in this profile"
+
+
+def test_faults_are_shares_of_the_new_pixels():
+    def record(right, truth, guess, **more):
+        counts = np.zeros((2, 21, 3), np.int64)
+        counts[0, :, 1], counts[0, :, 2] = truth, guess
+        counts[0, :, 0] = right
+        config = {"protocol": "mini/10-10/overlap", "base": {}} | more
+        return {"config": config, "result": {"images": image_counts.pack(counts)}}
+
+    right = [50, *[10] * 10, *[4] * 10]
+    truth = [80, *[20] * 10, *[10] * 10]  # 100 pixels are new
+    guess = [60, *[14] * 10, *[5] * 10]  # wrong: 10 background, 40 old, 10 new
+    place = "10-10 overlap"
+    bare = {"config": {"protocol": "mini/10-10/overlap", "base": {}}, "result": {}}
+    found = {
+        ("A", place): {0: record(right, truth, guess), 1: record(right, truth, truth)},
+        ("Joint", place): {0: record(right, truth, guess, base=None)}, ("bare", place): {0: bare},
+    }  # fmt: skip
+    figure, rows = figures.faults(found)
+    assert rows == [{"setting": place, "row": "A", "wrongly old (%)": 70.0, "wrongly background (%)": 20.0,
+                     "wrongly new (%)": 35.0, "new found (%)": 40.0}]  # fmt: skip
+    assert figures.faults({})[1] == []
 
 
 def test_swept_rows_and_the_others_are_all_rows():

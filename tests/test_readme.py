@@ -39,6 +39,22 @@ def test_times_are_those_that_were_measured(project):
     assert "80 s" in readme.fill(block("notebooks"), project) or "1 min" in readme.fill(block("notebooks"), project)
 
 
+def test_the_scoreboard_counts_verdicts_and_leads_to_what_decided_them(project):
+    def claim(id, paper, verdict):
+        found = {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 5} if verdict != "not tested" else {"mean": None, "n": 0}
+        words = {"text": f"{verdict} in miniature", "says": f"what {id} says", "table": "freemask-real"}
+        return {"id": id, "paper": paper, "verdict": verdict} | words | found
+
+    claims = [claim("a", "One", "supported"), claim("b", "One", "not tested"), claim("c", "Two", "contradicted")]
+    (project.results / "ledger.json").write_text(json.dumps({"profile": "mini", "claims": claims}))
+    text = readme.fill(block("scoreboard"), project)
+    assert "| One | 1 | 0 | 0 | 1 |" in text and "| Two | 0 | 1 | 0 | 0 |" in text
+    line = next(x for x in text.splitlines() if x.startswith("* `a`"))
+    assert "what a says. **supported in miniature**, +2.0 [1.0, 3.0], n = 5" in line
+    assert "[table](results/mini/tables/freemask-real.md), [notebook](notebooks/20_freemask_real.ipynb)" in line
+    assert text.index("* `a`") < text.index("* `c`") and "* `b`" not in text
+
+
 def test_the_scale_table_shows_what_was_measured(project):
     made = {"model": "segformer b2", "parameters": 24_800_000, "crop": 512, "batch": 2, "step": 0.25, "picture": 0.1,
             "memory": 4 * 10**9, "device": "GPU"}  # fmt: skip
@@ -49,7 +65,7 @@ def test_the_scale_table_shows_what_was_measured(project):
 
 
 def test_an_unknown_part_is_refused(project):
-    with pytest.raises(ValueError, match="no generated part is called .tabel.x.; there are table.<id>, notebooks"):
+    with pytest.raises(ValueError, match="no generated part is called .tabel.x.; there are table.<id>, scoreboard, "):
         readme.fill(block("tabel.x"), project)
     with pytest.raises(FileNotFoundError):
         readme.fill(block("table.none"), project)

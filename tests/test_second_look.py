@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_records import FAMILY, made_up
+from made_records import FAMILY, counts, made_up, with_images
 from smallzoo import write_cards
 from test_claims import EQUAL, PAIRED, make
 from toys import ROOT
@@ -13,13 +13,6 @@ from fmseg.settings import load
 
 C, B, SEEDS = 4, 12, range(5)
 IDS = [1, 2, 3]
-
-
-def counts(rng, share, images=B, classes=C):
-    """(B, C, 3): of each class's pixels in an image a share is right, and as many lie wrong."""
-    truth = rng.integers(0, 200, (images, classes)) * (rng.random((images, classes)) < 0.6)
-    right = np.round(truth * np.clip(share + rng.normal(0, 0.05, truth.shape), 0, 1)).astype(int)
-    return np.stack([right, truth, right + rng.integers(0, 30, truth.shape)], -1)
 
 
 def cells(sums):
@@ -224,21 +217,6 @@ def test_counts_of_another_table_are_refused():
 def mini(tmp_path, monkeypatch):
     monkeypatch.setenv("FMSEG_ZOO", str(write_cards(tmp_path / "zoo")))
     return load("mini", ROOT)
-
-
-def with_images(record, number):
-    """The made-up record with counts of images, and the IoUs that these make."""
-    result, rng = record["result"], np.random.default_rng(number)
-    classes = len(result["iou"])
-    for images, total in (("images", "iou"), ("other_images", "other_iou")):
-        if total in result:
-            share = 0.5 + 0.1 * (record["config"]["method"] == "fmwiss")
-            own = counts(rng, share, 12, classes)
-            if total == "other_iou":
-                own[:, [k for k, v in enumerate(result["other_iou"]) if v is None]] = 0
-            result[images] = image_counts.pack(own)
-            result[total] = [None if np.isnan(v) else round(float(v), 6) for v in image_counts.iou(own)]
-    return record
 
 
 def test_fmwiss_tables_give_their_claims_a_second_look(mini):
