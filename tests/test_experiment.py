@@ -143,6 +143,17 @@ def test_recertifying_needs_the_same_bits(settings):
     assert all(r["recertified"][0]["changed"] == ["fmseg.toy was changed"] for r in certified)
     assert len({r["recertified"][0]["evidence"] for r in certified}) == len(methods)  # one run each was trained again
     assert recertify.recertify(REAL, settings) == ([], [])
+    for record in certified:  # as if a result had said less, then more, than now
+        result = {k: v for k, v in record["result"].items() if k != "miou"}
+        write_record({**record, "result": result, "code": {**record["code"], "fmseg.toy": "0" * 16}}, folder)
+    assert len(recertify.recertify(REAL, settings)[0]) == len(certified)
+    assert "miou" not in stored(REAL, settings)[0]["result"], "a record keeps what was measured then"
+    for record in certified:
+        result = {**record["result"], "gone": 1.0}
+        write_record({**record, "result": result, "code": {**record["code"], "fmseg.toy": "0" * 16}}, folder)
+    assert not recertify.recertify(REAL, settings)[0]
+    for record in certified:
+        write_record(record, folder)
     toy = settings.root / "fmseg/toy.py"
     toy.write_text(toy.read_text().replace("OFFSET = 0.0", "OFFSET = 0.1"))  # now a change does move the numbers
     keys, left = recertify.recertify(REAL, settings)
