@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fmseg import book_chapters, book_ledger, book_pages, book_sphinx, book_tables, ledger, pipeline, tables
+from fmseg import book_chapters, book_ledger, book_pages, book_sphinx, book_tables, ledger, pipeline, report, tables
 from fmseg.book_chapters import Targets, digest
 from fmseg.book_html import figure
 from fmseg.notebooks import note_time
@@ -101,6 +101,8 @@ def write_sources(settings: Settings, source: Path, extra: Path) -> None:
         if claims
         else "# The ledger\n\nNone.\n",
     }
+    if claims:
+        pages["report.md"] = book_chapters.linked(report.filled(settings), targets, "")
     pages |= {f"tables/{id}.md": book_tables.markdown(table, found, listed) for id, table in made.items()}
     pages |= {f"source/{m}.md": book_pages.module(m, path, found, targets.modules) for m, path in files.items()}
     for chapter in found:

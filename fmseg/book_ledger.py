@@ -30,8 +30,8 @@ def markdown(ledger_: Mapping, chapters: Sequence[Chapter], tables: Mapping[str,
         Markdown with the claims as raw HTML.
     """
     claims = ledger_["claims"]
-    notice = ledger.markdown({**ledger_, "claims": []}).splitlines()[2]
     entries = "\n".join(entry(claim, chapters, tables, modules) for claim in claims)
+    notice = ledger.NOTICE[ledger_["profile"]]
     return f"# The ledger\n\n{notice} A rule is fixed before its runs.\n\n{raw(_controls(claims) + entries)}"
 
 

@@ -24,6 +24,7 @@ to the cells of its [table](tables/index.md), to the cell of the chapter that sh
 [source](source/index.md).
 
 """
+_REPORT = "\n\nPaper by paper, what held and why the rest did not: [the report](report.md)."
 _NOT_HERE = "Nothing is executed yet that judges a claim; `make repro` does it."
 
 
@@ -36,14 +37,14 @@ def first(chapters: Sequence[Chapter], claims: Iterable[Mapping], picture: str |
         picture: HTML to show on top, see :func:`fmseg.book_html.figure`.
     """
     claims = list(claims)
-    board = raw(f'<div class="fmseg-scroll">{scoreboard(claims)}</div>') if claims else _NOT_HERE
+    board = raw(f'<div class="fmseg-scroll">{scoreboard(claims)}</div>') + _REPORT if claims else _NOT_HERE
     lines = [_FIRST, raw(f'<div class="fmseg-first">{picture}</div>') if picture else "", "## Verdicts", "", board, ""]
     for part in PARTS.values():
         own = [chapter for chapter in chapters if chapter.part == part]
         ready = [chapter for chapter in own if not chapter.waits]
         if own:
             lines += [f"## {part}", "", *map(_line, own), "", *_toctree(part, [f"chapters/{c.name}" for c in ready])]
-    evidence = ["ledger", "tables/index", "figures", "waiting", "source/index"]
+    evidence = ["ledger", *(["report"] if claims else []), "tables/index", "figures", "waiting", "source/index"]
     return "\n".join([*lines, *_toctree("Evidence", evidence)])
 
 

@@ -5,13 +5,18 @@ What can be cited, from ``results/<profile>/`` and ``params.yaml``:
 * ``table-id/row/column``: "41.3 ± 0.6"; with ``.mean``, ``.sd``, ``.n`` or ``.paper`` appended: that part alone;
 * ``claim.<id>``: the verdict; with ``.effect``: "+3.1 [2.0, 4.2]"; with ``.p`` (Holm-adjusted), ``.n``, ``.paper``,
   ``.images`` (the interval of the second look, over validation images);
+* ``figure.<notebook>/<name>/<row>/<column>``: a number of the csv that a figure is drawn from, one decimal; the row is
+  named by its words, joined by ", "; over several seeds it is their mean;
 * ``time.<stage>``: "2 min 10 s", from ``times.json`` ({stage: seconds}); a stage named "20_real" also as ``time.20``. A
   notebook without a time in this profile is "not yet measured";
 * ``param.<dotted path>``: a value of ``params.yaml``; a path of ``profiles.<profile>`` needs no prefix.
 """
 
+import csv
 import difflib
+import math
 import re
+import statistics
 from pathlib import Path
 
 import yaml
@@ -80,6 +85,8 @@ def index(root=".", profile: str | None = None) -> dict[str, str]:
     if (folder / "ledger.json").exists():
         for entry in ledger.read(folder)["claims"]:
             known |= _of_claim(entry)
+    for path in sorted((folder / "figures").glob("*/*.csv")):
+        known |= _of_figure(path)
     for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
         known |= dict.fromkeys((f"time.{notebook.stem}", f"time.{notebook.stem.split('_')[0]}"), "not yet measured")
     if (folder / "times.json").exists():
@@ -138,6 +145,26 @@ def _of_table(table):
             if cell["paper"]:
                 known[f"{id}.paper"] = tables.paper_text(cell["paper"])
     return known
+
+
+def _of_figure(path):
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    values: dict[str, list[str]] = {}
+    for line in lines:
+        words = ", ".join(v for k, v in line.items() if k != "seed" and v and not _is_number(v))
+        for column, value in line.items():
+            if column != "seed" and value and _is_number(value):
+                values.setdefault(f"figure.{path.parent.name}/{path.stem}/{words}/{column}", []).append(value)
+    seeded = bool(lines) and "seed" in lines[0]
+    return {id: f"{statistics.fmean(map(float, v)):.1f}" for id, v in values.items() if seeded or len(v) == 1}
+
+
+def _is_number(value):
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _of_claim(entry):

@@ -1,4 +1,4 @@
-"""What notebook 90 shows of the judge: shares of its words over the true effect, and where it errs, as a table."""
+"""What notebook 99 shows of the judge: shares of its words over the true effect, and where it errs, as a table."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,28 +1,20 @@
-"""The ledger: every claim beside the paper's numbers, what was measured, and the verdict, as JSON and for people."""
+"""The ledger: every claim beside the paper's numbers, what was measured, and the verdict. For people: fmseg.report."""
 
-from collections import Counter
 from pathlib import Path
 
 from fmseg.tables import json_text, read_json, write_files
 
 _KEYS = {"profile", "claims"}
 VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")  # decided ones first
-_NOTICE = {
+NOTICE = {
     "mini": "Verdicts in miniature test mechanism and direction, not the paper's number.",
     "smoke": "A smoke run shows that everything runs; it judges nothing.",
     "paper": "Verdicts at the papers' scale.",
 }
-_HEAD = ("claim", "the paper says", "its numbers", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
-_LEGEND = (
-    "Measured: mean over seed pairs with its t interval, in the table's unit. p: adjusted over the judged claims of "
-    "one table. Detectable: the true effect (for a claim of equality the margin) at which these pairs earn the word "
-    "supported with power 0.8 at the strictest level. Over images: the second look, an interval of the same effect "
-    "when the validation images are drawn again and the runs stay; a verdict that it does not bear out is flagged."
-)
 
 
 def write(verdicts: list[dict], folder, profile: str) -> Path:
-    """Write ``ledger.json`` and ``ledger.md`` into a folder, say results/mini; returns the JSON's path.
+    """Write ``ledger.json`` into a folder, say results/mini; returns its path.
 
     Args:
         verdicts: what :func:`fmseg.verdicts.judge` returns.
@@ -32,11 +24,11 @@ def write(verdicts: list[dict], folder, profile: str) -> Path:
         ValueError: no such profile.
         OSError: a file could not be written; see :func:`fmseg.tables.write_files`.
     """
-    if profile not in _NOTICE:
-        raise ValueError(f"`profile` must be one of {', '.join(_NOTICE)}; got {profile!r}.")
+    if profile not in NOTICE:
+        raise ValueError(f"`profile` must be one of {', '.join(NOTICE)}; got {profile!r}.")
     ledger = {"profile": profile, "claims": [stable(entry) for entry in verdicts]}
     path = Path(folder) / "ledger.json"
-    write_files({path.with_suffix(".md"): markdown(ledger), path: json_text(ledger)})
+    write_files({path: json_text(ledger)})
     return path
 
 
@@ -47,18 +39,6 @@ def read(folder) -> dict:
     if not isinstance(found, dict) or set(found) != _KEYS:
         raise ValueError(f"{path} is no ledger: expected the keys {sorted(_KEYS)}. Write it with fmseg.ledger.write.")
     return found
-
-
-def markdown(ledger: dict) -> str:
-    """The ledger for people: a count, one line a claim, then each claim's rule, note and what was left out."""
-    claims = ledger["claims"]
-    count = Counter(c["verdict"] for c in claims)
-    lines = [f"# Ledger of claims ({ledger['profile']})", "", _NOTICE[ledger["profile"]], ""]
-    lines += [f"{len(claims)} claims: " + ", ".join(f"{count[word]} {word}" for word in VERDICTS) + ".", ""]
-    lines += ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|", *map(_line, claims), "", _LEGEND]
-    for claim in claims:
-        lines += ["", _details(claim)]
-    return "\n".join(lines) + "\n"
 
 
 def effect(entry: dict, digits: int = 1) -> str:
@@ -82,29 +62,6 @@ def paper_values(values: dict) -> str:
     plain = ", ".join(f"{name} {v}" for name, v in numbers.items() if not isinstance(v, dict))
     own = [f"{name} {v['value']} ({v['certainty']})" for name, v in numbers.items() if isinstance(v, dict)]
     return "; ".join([*([f"{plain} ({tag})"] if plain else []), *own])
-
-
-def _line(claim):
-    p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
-    detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
-    shown = [f"`{claim['id']}`", claim["says"], paper_values(claim["paper_values"]), effect(claim), claim["n"], p]
-    shown += [detectable, "" if claim.get("images_why") else over_images(claim), claim["text"]]
-    return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
-
-
-def _details(claim):
-    if claim["rule"] is None:
-        return f"**`{claim['id']}`** {claim['paper']}, {claim['where']}. Not tested: {claim['why']}." + (
-            f" {claim['note'].strip()}" if claim["note"] else ""
-        )
-    rule = ", ".join(f"{k} {v}" for k, v in claim["rule"].items())
-    text = f"**`{claim['id']}`** {claim['paper']}, {claim['where']}. Estimand `{claim['estimand'].strip()}`; rule: "
-    text += f"{rule} (`{claim['rule_hash'][:14]}`)."
-    text += f" {claim['verdict'].capitalize()}: {claim['why']}." if claim["why"] else ""
-    text += f" Seeds that not all cells have: {', '.join(claim['left_out'])}." if claim["left_out"] else ""
-    text += f" Over images alone: {claim['images_word']}." if claim.get("images_word") else ""
-    text += f" No second look: {claim['images_why']}." if claim.get("images_why") else ""
-    return text + (f" {claim['note'].strip()}" if claim["note"] else "")
 
 
 def stable(entry: dict) -> dict:

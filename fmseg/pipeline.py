@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from fmseg import notebooks, provenance
+from fmseg import notebooks, provenance, report
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.settings import project_root
 from fmseg.tables import write_files
@@ -113,6 +113,8 @@ def _stage(name: str, root: Path) -> dict:
         deps.append(ZOO)
     if "fmseg.claims" in provenance.notebook_modules(notebook, root):
         deps.append("claims.yaml")
+    if "fmseg.report" in provenance.notebook_modules(notebook, root) and (root / report.SOURCE).is_file():
+        deps += [report.SOURCE, *(f"{RESULTS}/figures/{figures}" for figures in report.figures_cited(root))]
     deps += [f"{RESULTS}/tables/{id}.json" for id in _tables_read(cells, name)]
     deps += [f"{RESULTS}/runs/{id}" for id in _lenders(name)]
     outs = [{f"{RESULTS}/tables/{id}.{ending}": _kept()} for id in made_by(name) for ending in ("json", "md")]

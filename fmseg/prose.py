@@ -117,7 +117,7 @@ def check_notebook(path, allowed: Iterable[str] = ()) -> list[Finding]:
 
 
 def check_all(root, allowed: Iterable[str] | None = None) -> list[Finding]:
-    """The findings of ``README.md`` outside generated blocks, and of every notebook in ``notebooks/``.
+    """The findings of ``README.md`` outside generated blocks, of ``report.md``, and of every notebook.
 
     A generated block stands between ``<!-- fmseg:begin NAME -->`` and ``<!-- fmseg:end NAME -->``.
 
@@ -128,9 +128,10 @@ def check_all(root, allowed: Iterable[str] | None = None) -> list[Finding]:
     root = Path(root)
     allowed = parameters(root / "params.yaml") if allowed is None else list(allowed)
     found = []
-    if (root / "README.md").is_file():
-        text = blank((root / "README.md").read_text(encoding="utf-8"), _GENERATED.pattern)
-        found += check_prose(text, allowed, "README.md")
+    for name in ("README.md", "report.md"):
+        if (root / name).is_file():
+            text = blank((root / name).read_text(encoding="utf-8"), _GENERATED.pattern)
+            found += check_prose(text, allowed, name)
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         found += check_notebook(path, allowed)
     return found

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from fmseg import ledger, pipeline, prose, readme, tables, zoo, zoo_pipeline, zoo_train
+from fmseg import ledger, pipeline, prose, readme, report, tables, zoo, zoo_pipeline, zoo_train
 from fmseg.catalogue import EXPERIMENTS, judge_all
 from fmseg.experiment import Experiment, stored
 from fmseg.notebooks import note_time
@@ -115,6 +115,27 @@ def _ledger(settings: Settings, found: Verdict) -> None:
             f"{path.relative_to(settings.root)} does not follow from the tables and the rules in claims.yaml; "
             "`make repro` judges anew"
         )
+        return
+    _report(settings, found)
+
+
+def _report(settings: Settings, found: Verdict) -> None:
+    """The ledger for people follows from the ledger, and every contradicted claim is explained."""
+    path = settings.results / "ledger.md"
+    try:
+        text = report.text(settings)
+        written = report.load(settings.root / report.SOURCE)
+    except ValueError as error:
+        found.failed.append(str(error))
+        return
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        found.failed.append(
+            f"{path.relative_to(settings.root)} does not follow from ledger.json and {report.SOURCE}; `make repro` "
+            "writes it anew"
+        )
+    if written:
+        for id in report.unexplained(ledger.read(settings.results)["claims"], written):
+            found.failed.append(f"{report.SOURCE} does not say why `{id}`, which is contradicted, did not hold")
 
 
 def _zoo(settings: Settings, found: Verdict) -> None:

@@ -397,11 +397,6 @@ def test_the_ledger_is_written_read_and_the_same_each_time(tmp_path):
     assert json.loads(first)["claims"][0]["mean"] == 3.0
     ledger.write(found, tmp_path, "mini")
     assert path.read_bytes() == first
-    text = (tmp_path / "ledger.md").read_text()
-    assert "2 claims: 1 supported, 0 contradicted, 0 inconclusive, 1 not tested." in text
-    assert "| `bf.1` | A above B | A 64.0, B 61.0 (STATED, paper) | +3.0 [2.5, 3.5] | 5 |" in text
-    assert "supported in miniature (rule set after the run) |" in text and "not tested (no table yet: v)" in text
-    assert "not the paper's number" in text and "so | so" in text
 
 
 def test_a_file_that_is_no_ledger_is_named(tmp_path):
@@ -421,17 +416,13 @@ def untested(**other):
     return entry | {"not_tested": "its definition could not be established"} | other
 
 
-def test_numbers_that_nothing_tests_are_listed_with_their_reason(tmp_path):
+def test_numbers_that_nothing_tests_are_listed_with_their_reason():
     data = above(2.0, 2.5, 1.5, 2.2, 1.8)
     listed = [make(), untested(note="hm")]
     judged = verdicts.judge(listed, data, {"bf.1": {claims.rule_hash(listed[0])}})
     assert [e["verdict"] for e in judged] == ["supported", "not tested"]
     assert judged[1]["text"] == "not tested (its definition could not be established)" and judged[1]["rule"] is None
     assert judged[0] == verdicts.judge(listed[:1], data, {"bf.1": {claims.rule_hash(listed[0])}})[0], "no new family"
-    path = ledger.write(judged, tmp_path, "mini")
-    text = path.with_suffix(".md").read_text()
-    assert "1 supported, 0 contradicted, 0 inconclusive, 1 not tested" in text
-    assert "**`bf.9`** P, Table 2. Not tested: its definition could not be established. hm" in text
     assert claims.testable(listed) == listed[:1] and claims.rule_hashes(listed, "t").keys() == {"bf.1"}
     assert claims.stored_hashes(listed, {"t": []}).keys() == {"bf.1"}
     assert claims.numbers(listed[1]) == {"A": 64.0, "B": 61.0}

@@ -7,7 +7,7 @@ from smallzoo import write_cards
 from test_claims import EQUAL, PAIRED, make
 from toys import ROOT
 
-from fmseg import claims, estimand, image_counts, ledger, second_look, tables, verdicts
+from fmseg import claims, estimand, image_counts, ledger, report, second_look, tables, verdicts
 from fmseg.second_look import Run, add, cells_of, interval, mean_of, multiplicities, says
 from fmseg.settings import load
 
@@ -138,7 +138,7 @@ def test_a_verdict_that_rests_on_one_image_is_flagged():
     assert entry["verdict"] == "supported" and entry["images_word"] == "inconclusive"
     assert entry["flags"] == ["over images inconclusive"]
     assert entry["text"] == "supported in miniature (over images inconclusive)"
-    assert "Over images alone: inconclusive." in ledger.markdown({"profile": "mini", "claims": [entry]})
+    assert "Over images alone: inconclusive." in report.markdown({"profile": "mini", "claims": [entry]}, {})
 
 
 def test_surer_images_than_seeds_are_no_disagreement():

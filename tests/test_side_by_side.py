@@ -84,5 +84,5 @@ def test_in_the_pipeline_at_hand_the_ledger_comes_after_every_table():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     on = rests_on(stages)
     tables = {name for name, stage in stages.items() if "/tables/" in str(stage["outs"])}
-    assert tables and tables <= on["90_ledger"] and len(with_followers(stages, on)) == len(stages)
+    assert tables and tables <= on["99_ledger"] and len(with_followers(stages, on)) == len(stages)
     assert side_by_side.run_all(stages, on, lambda name: 0) == 0

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from toys import REAL, ROOT, invented, ships
 
-from fmseg import catalogue, claims, ledger, pipeline, tables, verify, zoo_pipeline
+from fmseg import catalogue, claims, ledger, pipeline, report, tables, verify, zoo_pipeline
 from fmseg.records import path_of, run_key, write_record
 from fmseg.settings import load
 
@@ -25,6 +25,7 @@ def committed(settings, monkeypatch):
     ordered = [by_key[run_key(c)] for c in REAL.configs(settings)]
     tables.write(REAL.table(settings, ordered), settings.results / "tables")
     ledger.write(catalogue.judge_all(settings), settings.results, "mini")
+    report.write(settings)
     (settings.root / "notebooks").mkdir()
     (settings.root / "README.md").write_text("nothing\n")
     (settings.root / "dvc.yaml").write_text(pipeline.text(settings.root))
@@ -89,6 +90,11 @@ def test_an_edited_table_or_ledger_or_rule_is_named(committed):
     assert failure.startswith("results/mini/ledger.json does not follow from the tables and the rules in claims.yaml")
     shutil.copy(ROOT / "claims.yaml", committed.root)
     ledger.write(catalogue.judge_all(committed), committed.results, "mini")
+    (committed.results / "ledger.md").write_text("nothing\n")
+    (failure,) = failures(committed)
+    assert failure.startswith("results/mini/ledger.md does not follow from ledger.json and report.md")
+    report.write(committed)
+    assert failures(committed) == []
     rules = committed.root / "claims.yaml"
     rules.write_text(rules.read_text().replace("minimal_effect: 1.0", "minimal_effect: 0.5", 1))
     assert "rules in claims.yaml" in failures(committed)[0]
