@@ -65,8 +65,8 @@ def learn_rim(labels: ndarray, how: str, num_classes: int) -> ndarray:
 class InTrainMode(nn.Module):
     """A model whose batch norms use the statistics of the pictures at hand, as without ``.eval()``.
 
-    The official ``test.py`` of Grounded Diffusion never calls it. Dropout rests, so that nothing else differs; the model,
-    its running statistics included, stays as it is.
+    The official ``test.py`` of Grounded Diffusion never calls it. Dropout rests, so that nothing else differs. The
+    model stays as it is, its running statistics included.
     """
 
     def __init__(self, model: nn.Module):

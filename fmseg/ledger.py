@@ -1,5 +1,6 @@
 """The ledger: every claim beside the paper's numbers, what was measured, and the verdict. For people: fmseg.report."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fmseg.tables import json_text, read_json, write_files
@@ -11,6 +12,14 @@ NOTICE = {
     "smoke": "A smoke run shows that everything runs; it judges nothing.",
     "paper": "Verdicts at the papers' scale.",
 }
+
+_HEAD = ("claim", "the paper says", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
+LEGEND = (
+    "*Measured*: mean over seed pairs with its t interval, in the table's unit. *p*: adjusted over the claims of "
+    "one table. *Detectable*: the true effect (for a claim of equality the margin) at which these pairs earn the word "
+    "supported with power 0.8 at the strictest level. *Over images*: the second look, an interval of the same effect "
+    "when the validation images are drawn again and the runs stay; a verdict that it does not bear out is flagged."
+)
 
 
 def write(verdicts: list[dict], folder, profile: str) -> Path:
@@ -39,6 +48,41 @@ def read(folder) -> dict:
     if not isinstance(found, dict) or set(found) != _KEYS:
         raise ValueError(f"{path} is no ledger: expected the keys {sorted(_KEYS)}. Write it with fmseg.ledger.write.")
     return found
+
+
+def markdown(claims: Sequence[dict]) -> str:
+    """Judged claims for people: :func:`table`, what its columns mean, :func:`details` of each."""
+    return "\n\n".join([table(claims), LEGEND, *map(details, claims)]) + "\n"
+
+
+def table(claims: Iterable[dict]) -> str:
+    """Judged claims as a Markdown table, one line a claim."""
+    return "\n".join(["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|", *map(_line, claims)])
+
+
+def _line(claim):
+    p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
+    detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
+    shown = [f"`{claim['id']}`", claim["says"], effect(claim), claim["n"], p, detectable]
+    shown += ["" if claim.get("images_why") else over_images(claim), claim["text"]]
+    return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
+
+
+def details(claim: dict) -> str:
+    """A paragraph about a claim: where it is from, the paper's numbers, its rule, what was left out, its note."""
+    numbers = paper_values(claim["paper_values"])
+    text = f"**`{claim['id']}`** {claim['paper']}, {claim['where']}: {claim['says']}."
+    text += f" The paper's numbers: {numbers}."
+    if claim["rule"] is None:
+        text += f" Not tested: {claim['why'].rstrip('.')}."
+    else:
+        rule = ", ".join(f"{k} {v}" for k, v in claim["rule"].items())
+        text += f" Estimand `{claim['estimand'].strip()}`; rule: {rule} (`{claim['rule_hash'][:14]}`)."
+        text += f" {claim['verdict'].capitalize()}: {claim['why']}." if claim["why"] else ""
+        text += f" Seeds that not all cells have: {', '.join(claim['left_out'])}." if claim["left_out"] else ""
+        text += f" Over images alone: {claim['images_word']}." if claim.get("images_word") else ""
+        text += f" No second look: {claim['images_why']}." if claim.get("images_why") else ""
+    return text + (f" {claim['note'].strip()}" if claim["note"] else "")
 
 
 def effect(entry: dict, digits: int = 1) -> str:

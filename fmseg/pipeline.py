@@ -113,8 +113,6 @@ def _stage(name: str, root: Path) -> dict:
         deps.append(ZOO)
     if "fmseg.claims" in provenance.notebook_modules(notebook, root):
         deps.append("claims.yaml")
-    if "fmseg.report" in provenance.notebook_modules(notebook, root) and (root / report.SOURCE).is_file():
-        deps += [report.SOURCE, *(f"{RESULTS}/figures/{figures}" for figures in report.figures_cited(root))]
     deps += [f"{RESULTS}/tables/{id}.json" for id in _tables_read(cells, name)]
     deps += [f"{RESULTS}/runs/{id}" for id in _lenders(name)]
     outs = [{f"{RESULTS}/tables/{id}.{ending}": _kept()} for id in made_by(name) for ending in ("json", "md")]
@@ -122,6 +120,8 @@ def _stage(name: str, root: Path) -> dict:
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     if "plots.save(" in code:
         outs.append({f"{RESULTS}/figures/{name}": _kept()})
+    if "report.write(" in code and (root / report.SOURCE).is_file():
+        deps += [report.SOURCE, *(f"{RESULTS}/figures/{figures}" for figures in report.figures_cited(root))]
     if "ledger.write(" in code:
         outs += [{f"{RESULTS}/ledger.{ending}": _kept()} for ending in ("json", "md")]
     outs += [{f"results/${{profile}}/notebooks/{name}.{ending}": {"persist": True}} for ending in ("ipynb", "html")]

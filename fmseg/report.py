@@ -31,14 +31,7 @@ PARTS = {  # heading: the verdict whose claims stand below it
 }
 WHY = "What did not hold, and why"
 RULES = "Every claim and its rule"  # the last chapter, for looking things up
-_HEAD = ("claim", "the paper says", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
-_LEGEND = (
-    "*Measured*: mean over seed pairs with its t interval, in the table's unit. *p*: adjusted over the claims of "
-    "one table. *Detectable*: the true effect (for a claim of equality the margin) at which these pairs earn the word "
-    "supported with power 0.8 at the strictest level. *Over images*: the second look, an interval of the same effect "
-    "when the validation images are drawn again and the runs stay; a verdict that it does not bear out is flagged. The "
-    f"papers' own numbers and each claim's rule stand in the last chapter, *{RULES}*."
-)
+_WHERE = f"The papers' own numbers and each claim's rule stand in the last chapter, *{RULES}*."
 Written = dict[str, dict[str, str]]
 
 
@@ -104,13 +97,13 @@ def markdown(found: Mapping, written: Written) -> str:
     if strange := [paper for paper in written if paper not in papers]:
         raise ValueError(f"`written` must be about papers with claims, {', '.join(papers)}; got {', '.join(strange)}")
     lines = [f"# The claims of three papers, judged ({found['profile']})", "", ledger.NOTICE[found["profile"]], ""]
-    lines += [_counted(claims, papers), "", _LEGEND, ""]
+    lines += [_counted(claims, papers), "", f"{ledger.LEGEND} {_WHERE}", ""]
     for paper in papers:
         own = [claim for claim in claims if claim["paper"] == paper]
         lines += [f"## {paper}", "", *_paper(own, written.get(paper, {}))]
     lines += [f"## {RULES}", ""]
     for claim in claims:
-        lines += [_details(claim), ""]
+        lines += [ledger.details(claim), ""]
     return "\n".join(lines)
 
 
@@ -149,7 +142,7 @@ def chosen(claims: Iterable[Mapping], paper: str = ALL, verdict: str = ALL, word
         said = f"{claim['id']} {claim['says']}".lower()
         if paper in (ALL, claim["paper"]) and verdict in (ALL, claim["verdict"]):
             rows += [claim] if all(word in said for word in words.lower().split()) else []
-    return "\n".join(_table(rows)) if rows else "No claim is like that."
+    return ledger.table(rows) if rows else "No claim is like that."
 
 
 def browse(claims: Sequence[Mapping], live: bool) -> Any:
@@ -194,7 +187,7 @@ def _paper(claims, written):
         own = [claim for claim in claims if verdict and claim["verdict"] == verdict]
         if own or written.get(heading):
             lines += [f"### {heading}", ""]
-            lines += [*_table(own), ""] if own else []
+            lines += [ledger.table(own), ""] if own else []
             lines += [written[heading], ""] if written.get(heading) else []
     reasons: dict[str, list[str]] = {}
     for claim in claims:
@@ -204,34 +197,6 @@ def _paper(claims, written):
         lines += ["### What is not tested", ""]
         lines += [f"* {why.rstrip('.')}: {', '.join(f'`{id}`' for id in ids)}" for why, ids in reasons.items()] + [""]
     return lines
-
-
-def _table(claims):
-    return ["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|", *map(_line, claims)]
-
-
-def _line(claim):
-    p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
-    detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
-    shown = [f"`{claim['id']}`", claim["says"], ledger.effect(claim), claim["n"], p, detectable]
-    shown += ["" if claim.get("images_why") else ledger.over_images(claim), claim["text"]]
-    return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
-
-
-def _details(claim):
-    numbers = ledger.paper_values(claim["paper_values"])
-    text = f"**`{claim['id']}`** {claim['paper']}, {claim['where']}: {claim['says']}."
-    text += f" The paper's numbers: {numbers}."
-    if claim["rule"] is None:
-        text += f" Not tested: {claim['why'].rstrip('.')}."
-    else:
-        rule = ", ".join(f"{k} {v}" for k, v in claim["rule"].items())
-        text += f" Estimand `{claim['estimand'].strip()}`; rule: {rule} (`{claim['rule_hash'][:14]}`)."
-        text += f" {claim['verdict'].capitalize()}: {claim['why']}." if claim["why"] else ""
-        text += f" Seeds that not all cells have: {', '.join(claim['left_out'])}." if claim["left_out"] else ""
-        text += f" Over images alone: {claim['images_word']}." if claim.get("images_word") else ""
-        text += f" No second look: {claim['images_why']}." if claim.get("images_why") else ""
-    return text + (f" {claim['note'].strip()}" if claim["note"] else "")
 
 
 def _linked(text, settings):

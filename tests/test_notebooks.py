@@ -1,4 +1,8 @@
+import ast
+import importlib
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -105,3 +109,16 @@ def test_pages_fold_solutions_and_nothing_else():
         assert page.count("<details>") == page.count("</details>") == 1
         assert ">solution<" in folded and folded.count("<div") == folded.count("</div") and ">b<" not in folded
         assert (">b<" in after) == (cells[-1] is not solution)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda p: p.stem)
+def test_what_a_notebook_imports_from_the_package_is_there(path):
+    """Those that wait for runs, too, which nothing executes."""
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", "".join(cell["source"])))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "fmseg":
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")

@@ -90,6 +90,12 @@ def test_claims_stand_where_their_verdict_belongs(written):
         report.markdown(LEDGER, {"R": {}})
 
 
+def test_some_claims_alone():
+    text = ledger.markdown(CLAIMS[:2])
+    assert text.startswith("| claim | the paper says |") and text.count("\n| `p.t.") == 2
+    assert ledger.LEGEND in text and text.endswith("Over images alone: supported.\n")
+
+
 def test_what_is_contradicted_and_not_explained_is_found(written):
     assert report.unexplained(CLAIMS, written) == []
     assert report.unexplained(CLAIMS, {}) == ["p.t.2"]
