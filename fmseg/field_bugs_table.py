@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fmseg import configs, freemask_configs, zoo
+from fmseg import configs, freemask_configs, plots, zoo
 from fmseg.experiment import Experiment, on_real_data, provenance
 from fmseg.field_bug_runs import ANOTHER_DRAW, BATCHES, SUPCON
 from fmseg.incremental_configs import ABLATED, run_config
@@ -145,3 +145,24 @@ def cell_of(config: dict) -> str:
 
 
 EXPERIMENT = Experiment(ID, STAGE, "fmseg.field_bug_runs", run_configs, build, cell_of, headline=False)
+
+
+def moved(found: dict) -> tuple[Any, list[dict[str, Any]]]:
+    """Figure of the column "moved by", a point a seed, and the rows of its csv; (None, []) of a table without runs."""
+    rows = []
+    for line in found["rows"]:
+        values = line["cells"]["moved by"]["values"]
+        rows += [{"row": line["label"], "seed": seed, "points": value} for seed, value in values.items()]
+    labels = list(dict.fromkeys(line["row"] for line in rows))
+    if not rows:
+        return None, []
+    figure, axis = plots.new(7, 0.32 * len(labels) + 1.0)
+    for place, label in enumerate(labels):
+        own = [line["points"] for line in rows if line["row"] == label]
+        axis.plot(own, [place] * len(own), "o", ms=4, color=plots.OKABE_ITO[0], alpha=0.6)
+        axis.plot([sum(own) / len(own)], [place], "|", ms=14, color="black")
+    axis.axvline(0, color="0.8", zorder=0)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="moved by, points of mIoU; points: seeds, strokes: means")
+    return figure, rows
