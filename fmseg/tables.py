@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -204,24 +205,35 @@ def mean_sd(cell: dict, digits: int = 1) -> str:
     if not cell["n"]:
         return cell["status"]
     spread = "" if cell["sd"] is None else f" ± {cell['sd']:.{digits}f}"
-    return f"{cell['mean']:.{digits}f}{spread}"
+    return f"{round(cell['mean'], digits) + 0.0:.{digits}f}{spread}"  # no minus before a zero
 
 
 def paper_text(paper: dict) -> str:
     """A paper's number as its source has it, with its certainty: "45.6 (STATED, FreeMask README)"."""
-    tag = ", ".join([paper["certainty"], *([paper["source"]] if "source" in paper else [])])
-    return f"({tag})" if paper["value"] is None else f"{paper['value']} ({tag})"
+    return f"({_tag(paper)})" if paper["value"] is None else f"{paper['value']} ({_tag(paper)})"
+
+
+def _tag(paper: dict) -> str:
+    return ", ".join([paper["certainty"], *([paper["source"]] if "source" in paper else [])])
 
 
 def markdown(table: dict) -> str:
-    """The table for people: mean ± sd and n, the paper's value with its certainty, or why a cell was not run."""
-    digits = table.get("digits", 1)
-    lines = [f"# {table['title']}", "", f"{table['paper']}. Unit: {table['unit']}. Mean ± sd over n seeds.", ""]
+    """The table for people: mean ± sd, n where it is not the usual one, the paper's value beside it, why a cell was not
+    run; what many cells share (sources, reasons) stands once, below, under a letter."""
+    digits, cells = table.get("digits", 1), [c for r in table["rows"] for c in r["cells"].values()]
+    counts = Counter(c["n"] for c in cells if c["n"] > 1)
+    usual = max(counts, key=lambda n: (counts[n], n)) if counts else 0
+    said = f"Mean ± sd over {usual} seeds" + (" where no n is given" if len({c["n"] for c in cells} - {0}) > 1 else "")
+    notes = _letters(cells)
+    said = said if usual else "Nothing is measured more than once"
+    lines = [f"# {table['title']}", "", f"{table['paper']}. Unit: {table['unit']}. {said}.", ""]
     lines += ["| | " + " | ".join(table["columns"]) + " |", "|---" * (len(table["columns"]) + 1) + "|"]
     for r in table["rows"]:
-        shown = [_cell_text(r["cells"].get(c), digits) for c in table["columns"]]
+        shown = [_cell_text(r["cells"].get(c), digits, usual, notes) for c in table["columns"]]
         lines.append(f"| {r['label']} | " + " | ".join(shown) + " |")
-    few = sorted({c["n"] for r in table["rows"] for c in r["cells"].values() if 1 < c["n"] < 5})
+    if notes:
+        lines += ["", *(f"* [{letter}] {text}" for text, letter in notes.items())]
+    few = sorted({c["n"] for c in cells if 1 < c["n"] < 5})
     if few:
         lines += ["", f"Not judged: cells with n = {', '.join(map(str, few))}; claims need at least 5 seed pairs."]
     if "note" in table:
@@ -232,11 +244,34 @@ def markdown(table: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell_text(cell, digits):
+def _letters(cells) -> dict[str, str]:
+    """{what stands below a table: its letter}: sources of the paper's values, reasons why cells were not run."""
+    found = dict.fromkeys(text for c in cells for text in (_reason(c), _source(c)) if text)
+    return {text: _letter(number) for number, text in enumerate(found)}
+
+
+def _letter(number: int) -> str:
+    return (chr(ord("a") + number // 26 - 1) if number >= 26 else "") + chr(ord("a") + number % 26)
+
+
+def _source(cell) -> str:
+    return _tag(cell["paper"]) if cell["paper"] else ""
+
+
+def _reason(cell) -> str:
+    return "" if cell["n"] else cell["status"].removeprefix("not run: ")
+
+
+def _cell_text(cell, digits, usual, notes):
     if cell is None:
         return ""
-    text = mean_sd(cell, digits) + (f" (n = {cell['n']})" if cell["n"] else "")
-    text += f"; paper {paper_text(cell['paper'])}" if cell["paper"] else ""
+    if cell["n"]:
+        text = mean_sd(cell, digits) + ("" if cell["n"] == usual else f" (n = {cell['n']})")
+    else:
+        text = f"not run [{notes[_reason(cell)]}]"
+    if cell["paper"]:
+        value = cell["paper"]["value"]
+        text += f"; paper {'unknown' if value is None else value} [{notes[_source(cell)]}]"
     return text.replace("|", "\\|").replace("\n", " ")
 
 

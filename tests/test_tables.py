@@ -115,15 +115,26 @@ def test_wrong_tables_are_refused_and_the_place_is_named(change, message):
 
 def test_markdown_shows_spread_n_paper_certainty_and_reasons():
     text = tables.markdown(small(note="On 400 images.", provenance={"stage": "t1", "seeds": [0, 1]}))
-    assert "| baseline |  | 61.2 ± 0.6 (n = 5); paper 64.0 (STATED, Table 2) |" in text
-    assert "| method X | 70.0 (n = 1) | not run: needs web images; paper 66.1 (RECALLED) |" in text
+    assert "Mean ± sd over 5 seeds where no n is given." in text
+    assert "| baseline |  | 61.2 ± 0.6; paper 64.0 [a] |" in text
+    assert "| method X | 70.0 (n = 1) | not run [b]; paper 66.1 [c] |" in text
+    assert "\n* [a] STATED, Table 2\n* [b] needs web images\n* [c] RECALLED\n" in text
     assert "On 400 images." in text and "stage t1; seeds 0, 1" in text and "Not judged" not in text
 
 
 def test_markdown_says_which_n_is_not_judged_and_what_the_paper_does_not_give():
     cells = {"all": tables.cell({0: 1, 1: 2, 2: 3}, tables.paper_value(None, "MISSING"))}
     text = tables.markdown(tables.table("t", "T", "P", "ms", ["all"], [tables.row("a", cells)], digits=3))
-    assert "2.000 ± 1.000 (n = 3); paper (MISSING)" in text and "Not judged: cells with n = 3;" in text
+    assert "2.000 ± 1.000; paper unknown [a]" in text and "Not judged: cells with n = 3;" in text
+    assert "Mean ± sd over 3 seeds.\n" in text and "* [a] MISSING" in text
+
+
+def test_what_many_cells_share_stands_once():
+    why = [tables.not_run(f"reason {k}") for k in range(28)]
+    rows = [tables.row(str(k), {"x": why[k], "y": why[k]}) for k in range(28)]
+    text = tables.markdown(tables.table("t", "T", "P", "%", ["x", "y"], rows))
+    assert text.count("reason 3\n") == 1 and "| 3 | not run [d] | not run [d] |" in text
+    assert "* [z] reason 25" in text and "* [ab] reason 27" in text and "Nothing is measured more than once." in text
 
 
 # -- files -----------------------------------------------------------------------------------------------------------
