@@ -3,6 +3,8 @@
 from fmseg import (
     camvid_real,
     claims,
+    fmwiss_ablations,
+    fmwiss_pseudo,
     fmwiss_tables,
     freemask_real,
     tables,
@@ -16,7 +18,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.id: e
     for e in (
         world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values(),
-        freemask_real.EXPERIMENT, camvid_real.EXPERIMENT,
+        *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, freemask_real.EXPERIMENT,
+        camvid_real.EXPERIMENT,
     )  # fmt: skip
 }
 
