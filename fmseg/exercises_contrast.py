@@ -64,7 +64,7 @@ loss_of_points = Exercise(
         ),
         "The sign is turned: minus the logarithm of a share is positive.": lambda *x: -_right(*x),
     },
-    learned="Each positive is compared with the negatives on its own, so a class may keep some width.",
+    learned="Each positive is compared with the negatives on its own; others never stand below, as in SupCon.",
 )
 
 

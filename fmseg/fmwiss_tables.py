@@ -4,6 +4,7 @@ from fmseg import incremental_configs, incremental_tables
 from fmseg.experiment import Experiment, on_real_data, provenance
 from fmseg.fmwiss_paper import NOT_RUN, PRINTED, printed
 from fmseg.incremental_configs import HEADLINE, protocol_of, run_config
+from fmseg.incremental_data import draws_of
 from fmseg.incremental_tables import Entry, by_place, cells_of, forgotten
 from fmseg.protocols import get
 from fmseg.settings import Settings
@@ -103,8 +104,8 @@ def _before(id: str, found: dict, real: bool) -> list[dict]:
 def _note(id: str, settings: Settings) -> str:
     text = (
         "Old and new leave background out, all counts it. Forgetting: IoU of old classes before the step less after. "
-        "Rows of pixel labels: Joint to RECALL; of image labels: CAM to FMWISS. FMWISS keeps cut-outs of old objects "
-        "with their masks, the other rows of image labels keep none. "
+        "CAM, SEAM, SS, EPS, WILSON and FMWISS learn the step from image labels, the others from pixel labels. FMWISS "
+        "keeps cut-outs of old objects with their masks, the other rows of image labels keep none. "
     )
     keep = settings.get("incremental.fmwiss").get("keep")
     if keep is not None:
@@ -114,7 +115,7 @@ def _note(id: str, settings: Settings) -> str:
         )
     share = settings.get("incremental.fmwiss").get("paste", 1.0)
     if share != 1:
-        text += f"It pastes one into a share of {share:g} of the step's pictures; the paper, it seems, into each. "
+        text += f"FMWISS pastes a cut-out into a share of {share:g} of the pictures; the paper, it seems, into each. "
     if settings.get("incremental.fmwiss").get("student_bkg_min"):
         text += "Its student's background is bounded by the new classes, as WILSON's is; eq 10, as recalled, is not. "
     if settings.get("incremental.fmwiss").get("hard_over") == "background":
@@ -127,7 +128,8 @@ def _note(id: str, settings: Settings) -> str:
             "stride 8; judged on central squares of 512 pixels. Base models are shared by all methods of a loss."
         )
     seen = settings.get("incremental.exposures")
-    drawn = ", ".join(f"{n} `{d}`" for d, n in settings.get("incremental.images").items())
+    own = {draw for setting in COLUMNS[id] for draw in draws_of(get(protocol_of(setting)))}
+    drawn = ", ".join(f"{n} `{d}`" for d, n in settings.get("incremental.images").items() if d in own)
     text += (
         f"Mini world, DeepLabV3 at mini size; {seen['base']} pictures seen in the base step, {seen['step']} in the "
         f"step, out of {drawn} pictures of which each step keeps those it may see. A seed fixes pictures, base model, "

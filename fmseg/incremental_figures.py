@@ -51,7 +51,7 @@ def old_and_new(table: dict, columns: Mapping[str, Mapping[str, str]]) -> tuple[
             axis.set(xlabel="old classes, mIoU (%)", ylabel="new classes, mIoU (%)", title=f"{setting}, {kind}")
     for colour, word in ((PIXELS, "pixel labels"), (WORDS, "image labels"), (OURS, "FMWISS")):
         axes[0][0].plot([], [], "o", color=colour, label=word)
-    axes[0][0].legend(frameon=False, fontsize=7, loc="upper left")
+    _legend_below(figure, axes[0][0])
     return figure, rows if any(row["source"] == "measured" for row in rows) else []
 
 
@@ -263,7 +263,7 @@ def faults(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Ro
             rows.append({"setting": setting, "row": label} | {f"{n} (%)": round(100 * float(v), 2) for n, v in
                         zip(names, shares, strict=True)})  # fmt: skip
     settings = list(dict.fromkeys(row["setting"] for row in rows))
-    figure, axes = _panels(1, max(1, len(settings)), (4.2, 3.6), sharex=True, sharey=True)
+    figure, axes = _panels(1, max(1, len(settings)), (4.6, 3.6), sharex=True, sharey=True)
     for axis, setting in zip(axes[0], settings, strict=False):
         own = [row for row in rows if row["setting"] == setting]
         left = np.zeros(len(own))
@@ -275,11 +275,16 @@ def faults(found: Mapping[tuple[str, str], Mapping[int, dict]]) -> tuple[Any, Ro
         axis.tick_params(axis="y", labelsize=7)
     if rows:
         axes[0][0].invert_yaxis()
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        _legend_below(figure, axes[0][0])
     return figure, rows
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _legend_below(figure, axis) -> None:
+    words = axis.get_legend_handles_labels()
+    figure.legend(*words, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
 def _wrongly(record: dict) -> tuple[float, float, float, float]:

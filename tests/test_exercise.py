@@ -141,14 +141,15 @@ def test_every_stub_is_refused_and_every_solution_passes(name):
 
 @pytest.mark.parametrize("name", WITH_EXERCISES)
 def test_every_exercise_says_how_hard_and_how_long_it_is(name):
-    """The cell before a stub is its statement: '## Exercise 1: title (2 of 5, 10 minutes)'."""
+    """The cell before a stub is its statement: '## Exercise 1: title (difficulty 2 of 5, 10 minutes)'."""
     import re
 
     cells, number = NOTEBOOKS[name], 0
     for before, cell in zip(cells, cells[1:], strict=False):
         if "stub" in cell["metadata"].get("tags", []):
             number += 1
-            assert re.match(rf"#+ Exercise {number}: .+ \([1-5] of 5, \d+ minutes\)\n", "".join(before["source"]))
+            said = rf"#+ Exercise {number}: .+ \(difficulty [1-5] of 5, \d+ minutes\)\n"
+            assert re.match(said, "".join(before["source"]))
 
 
 def test_every_exercise_is_in_a_notebook():
