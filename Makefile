@@ -21,7 +21,7 @@ help:
 	@echo "make book        the notebooks, tables, figures and the ledger as a site, shown on localhost"
 	@echo "make lab         open the notebooks in JupyterLab (outputs are not saved into the sources)"
 	@echo "make verify      do the committed results belong to this code? seconds, no training"
-	@echo "make rerun       train the headline tables again and compare; SCOPE=all: everything"
+	@echo "make rerun       train the headline tables again and compare; SCOPE=one: a run of every table; all"
 	@echo "make recertify   after a change that should not move numbers: certify the records for the new code"
 	@echo "make smoke       every stage at smoke size, in a temporary copy"
 	@echo "make zoo         train the zoo's models again: hours, resumable; zoo-smoke: minutes, in a temporary copy"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -116,7 +117,13 @@ def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monk
     assert len(found) == sum(len(row["cells"]) for row in rows)
     assert all(c["ok"] and c["again"] == c["committed"] for c in found)
     assert not (settings.root / "build/rerun/mini/headline").exists()  # the next one starts anew
-    with pytest.raises(ValueError, match="`scope` must be one of headline, all; got 'some'"):
+    (one,) = rerun.configs_of(REAL, settings, "one")
+    assert one in REAL.configs(settings)
+    found = rerun.rerun(settings, "one", progress=False)
+    assert {c["n"] for c in found if "ceiling" not in c["row"]} == {1} and all(c["ok"] for c in found)
+    shutil.rmtree(REAL.folder(settings))
+    assert rerun.configs_of(REAL, settings, "one") == [], "nothing of its own to compare with"
+    with pytest.raises(ValueError, match="`scope` must be one of headline, one, all; got 'some'"):
         rerun.rerun(settings, "some")
 
 
