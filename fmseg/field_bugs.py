@@ -4,9 +4,6 @@ None of them raises an error where it was made; each moves a score. :mod:`fmseg.
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -140,14 +137,3 @@ def supcon(
     positive = (ids[:, None] == ids[None]) & ~alone
     each = -torch.where(positive, chances, 0.0).sum(1) / positive.sum(1).clamp(min=1)
     return each.mean()
-
-
-@contextmanager
-def planted(module: Any, name: str, wrong: Any) -> Iterator[None]:
-    """Inside, ``module.name`` is ``wrong``; afterwards what it was."""
-    right = getattr(module, name)
-    setattr(module, name, wrong)
-    try:
-        yield
-    finally:
-        setattr(module, name, right)
