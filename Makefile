@@ -6,6 +6,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.fmseg-installed
 SCOPE ?= headline
+TABLES ?=
 
 # One thread a process: for models this small two processes beat two threads. glibc keeps large blocks instead of
 # giving them back to the kernel, which would fault them in again at every step.
@@ -22,6 +23,7 @@ help:
 	@echo "make lab         open the notebooks in JupyterLab (outputs are not saved into the sources)"
 	@echo "make verify      do the committed results belong to this code? seconds, no training"
 	@echo "make rerun       train the headline tables again and compare; SCOPE=one: a run of every table; all"
+	@echo "                 TABLES=freemask: only tables whose names begin so"
 	@echo "make recertify   after a change that should not move numbers: certify the records for the new code"
 	@echo "make smoke       every stage at smoke size, in a temporary copy"
 	@echo "make zoo         train the zoo's models again: hours, resumable; zoo-smoke: minutes, in a temporary copy"
@@ -58,7 +60,7 @@ realdata: setup
 	@$(RUN) -m fmseg.repro --realdata
 
 rerun: setup
-	@$(RUN) -m fmseg.rerun --scope $(SCOPE)
+	@$(RUN) -m fmseg.rerun --scope $(SCOPE) --tables '$(TABLES)'
 
 verify: setup
 	@$(RUN) -m fmseg.verify

@@ -3,12 +3,17 @@
 from fmseg import (
     camvid_real,
     claims,
+    field_bugs_table,
     fmwiss_ablations,
     fmwiss_pseudo,
     fmwiss_tables,
     freemask_real,
+    freemask_tables,
+    freemask_truth,
+    grounded_tables,
     tables,
     world_supervised,
+    zero_shot_table,
     zoo_table,
 )
 from fmseg.experiment import Experiment, behind, judge
@@ -19,7 +24,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     for e in (
         world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values(),
         *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, freemask_real.EXPERIMENT,
-        camvid_real.EXPERIMENT,
+        *freemask_tables.EXPERIMENTS.values(), freemask_truth.EXPERIMENT, camvid_real.EXPERIMENT,
+        grounded_tables.T1, grounded_tables.NOVELTY, grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS,
+        grounded_tables.INVERSION, zero_shot_table.T2, field_bugs_table.EXPERIMENT,
     )  # fmt: skip
 }
 

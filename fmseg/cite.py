@@ -24,6 +24,7 @@ import yaml
 from fmseg import ledger, tables
 from fmseg.prose import blank_code, source
 
+MAIN = "mini"  # the profile whose results are committed
 _PLACEHOLDER = re.compile(r"\{\{\s*cite\s+([^{}]*?)\s*\}\}")
 _MEANT = re.compile(r"\{\{\s*cit[^{}]*\}\}?|\{\s*cite\s[^{}]*\}\}?", re.IGNORECASE)
 
@@ -74,10 +75,22 @@ def fill_notebook(notebook, root=".", profile: str | None = None) -> int:
 
 
 def index(root=".", profile: str | None = None) -> dict[str, str]:
-    """Everything that can be cited: {id: what it stands for}. Raises ValueError where a results file is damaged."""
+    """Everything that can be cited: {id: what it stands for}. Raises ValueError where a results file is damaged.
+
+    What the profile `mini` has and another has not, such as verdicts before any ledger, is there "not in profile ...":
+    a text is written for the committed results, and must not stop a run at smoke size.
+    """
     root = Path(root)
     params = _read_params(root / "params.yaml")
-    profile = profile or params.get("profile", "mini")
+    profile = profile or params.get("profile", MAIN)
+    known = _of_profile(root, profile, params)
+    if profile != MAIN:
+        elsewhere = dict.fromkeys(_of_profile(root, MAIN, params), f"not in profile {profile}")
+        known = {id: text for id, text in elsewhere.items() if not id.startswith("param.")} | known
+    return known
+
+
+def _of_profile(root, profile, params):
     folder = root / "results" / profile
     known = {}
     for table in tables.read_all(folder / "tables").values():
@@ -150,14 +163,16 @@ def _of_table(table):
 def _of_figure(path):
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    values: dict[str, list[str]] = {}
+    values: dict[str, list[tuple[str, float]]] = {}
     for line in lines:
         words = ", ".join(v for k, v in line.items() if k != "seed" and v and not _is_number(v))
         for column, value in line.items():
-            if column != "seed" and value and _is_number(value):
-                values.setdefault(f"figure.{path.parent.name}/{path.stem}/{words}/{column}", []).append(value)
-    seeded = bool(lines) and "seed" in lines[0]
-    return {id: f"{statistics.fmean(map(float, v)):.1f}" for id, v in values.items() if seeded or len(v) == 1}
+            if column != "seed" and _is_number(value):
+                id = f"figure.{path.parent.name}/{path.stem}/{words}/{column}"
+                values.setdefault(id, []).append((line.get("seed", ""), float(value)))
+    # rows that numbers alone tell apart have no name, so they cannot be cited
+    named = {id: found for id, found in values.items() if len({seed for seed, _ in found}) == len(found)}
+    return {id: f"{statistics.fmean(value for _, value in found):.1f}" for id, found in named.items()}
 
 
 def _is_number(value):

@@ -63,7 +63,8 @@ def gains(pairs: Mapping[str, tuple[dict | None, dict | None]], title: str, unit
         shown = "" if paper is None else round(paper, 2)
         data += [{"pair": label, "seed": s, "gain": round(v, 4), "paper's gain": shown} for s, v in values.items()]
     axis.plot([], [], "o", color=plots.OKABE_ITO[0], label="ours, a point a seed")
-    axis.plot([], [], "D", mfc="none", color=plots.OKABE_ITO[3], label="the paper's")
+    if any(row["paper's gain"] != "" for row in data):
+        axis.plot([], [], "D", mfc="none", color=plots.OKABE_ITO[3], label="the paper's")
     axis.set_xticks(range(len(pairs)), list(pairs), fontsize=8)
     axis.set(ylabel=unit, title=title, xlim=(-0.6, len(pairs) - 0.4))
     axis.legend(frameon=False, fontsize=8)
@@ -140,6 +141,34 @@ def class_gains(pairs: Sequence[tuple[dict, dict]], classes: Sequence[str], stuf
     axis.axhline(0, color="#999999", lw=0.8)
     axis.set(ylabel="points of IoU", title=title)
     return figure, data
+
+
+def kept_and_gained(
+    pairs: Sequence[tuple[dict, dict]], classes: Sequence[str], stuff: Sequence[str], title: str
+) -> Made:
+    """Gain of a class against what the filter left of it in the synthetic pictures, mean over pairs of records, and
+    Spearman's rank correlation of the two over things (in the legend); arguments as of :func:`class_gains`."""
+    from scipy.stats import spearmanr
+
+    figure, axis = plots.new(6, 3.6)
+    axis.set(xlabel="pixels kept (%)", ylabel="points of IoU", title=title)
+    axis.axhline(0, color="#999999", lw=0.8)
+    if not len(pairs):
+        return figure, []
+    gained = np.mean([_iou(after) - _iou(before) for after, before in pairs], 0)
+    kept = [[np.nan if v is None else 100 * v for v in r["result"]["synthetic"]["kept by class"]] for r, _ in pairs]
+    kept = np.mean(kept, 0)
+    there = ~np.isnan(gained) & ~np.isnan(kept)
+    ground = np.array([name in stuff for name in classes])
+    for which, name, colour in ((~ground, "things", 3), (ground, "stuff", 0)):
+        rank = spearmanr(kept[which & there], gained[which & there]).statistic if (which & there).sum() > 2 else np.nan
+        label = f"{name}, rank correlation {rank:.2f}" if name == "things" and not np.isnan(rank) else name
+        axis.plot(kept[which & there], gained[which & there], "o", ms=4, color=plots.OKABE_ITO[colour], label=label)
+    axis.legend(frameon=False, fontsize=8)
+    return figure, [
+        {"class": classes[c], "kept (%)": round(float(kept[c]), 2), "gain": round(float(gained[c]), 2)}
+        for c in np.flatnonzero(there)
+    ]
 
 
 def _iou(record: dict) -> ndarray:

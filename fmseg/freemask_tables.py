@@ -13,6 +13,7 @@ README, POST = "FreeMask README", "the authors' post on FreeMask"
 METHODS = {"SegFormer": "segformer", "Segmenter": "segmenter", "Mask2Former": "mask2former"}
 REAL, LONG = "real", "real as long"  # columns
 JOINT, PAINTED, CLEAN = "joint", "as painted", "filter and re-sampling"
+SHORTEST, LONGEST = "shortest schedule", "longest schedule"  # rows
 MISSING = (None, "MISSING")
 STAGE_JOINT, STAGE_ABLATION = "24_freemask_joint", "25_freemask_ablations"
 PAPER_SIZES = (
@@ -41,13 +42,14 @@ def _real(draw: str, method: str = "segformer", large: bool = True, **more) -> C
     return make
 
 
-def _long(draw: str, method: str = "segformer", strong: bool = False, large: bool = True) -> Callable:
+def _long(draw: str, method: str = "segformer", strong: bool = False, large: bool = True, **more) -> Callable:
     def make(settings, seed):
         if on_real_data(settings):
             return run_config(settings, "real", draw, seed, method, large=large, long=True)
         own = settings.get("freemask")
         augment = own["augment"] if strong else None
-        return real(settings, draw, seed, method, exposures=own["exposures"]["synthetic"], augment=augment)
+        seen = {"exposures": own["exposures"]["synthetic"]} | more
+        return real(settings, draw, seed, method, augment=augment, **seen)
 
     return make
 
@@ -152,6 +154,39 @@ PRETRAIN = Layout(
     "FreeMask, pre-training on synthetic images (T-D)", POST, ("ade",), _pretrain,
     SEEDS + "SegFormer. Both phases of pre-training have the schedule of the run on real images (the paper's is not "
     "known), so that all but the first row see the same number of images.", STAGE_JOINT,
+)  # fmt: skip
+
+
+def schedules(settings: Settings) -> dict[str, int]:
+    """{row of freemask-schedule: images seen}, ascending; claims name the ends, whatever numbers a profile has. {} at
+    paper size, where it has no runs."""
+    if on_real_data(settings):
+        return {}
+    numbers = sorted({settings.get("freemask.exposures.synthetic"), *settings.get("freemask.schedules")})
+    ends = {numbers[0]: SHORTEST, numbers[-1]: LONGEST}
+    return {ends.get(number, f"{number} images seen"): number for number in numbers}
+
+
+def _schedule(settings: Settings) -> dict:
+    if on_real_data(settings):
+        why = "at paper size the schedule of freemask-joint-ade is as long as the longest here"
+        return {label: dict.fromkeys((REAL, JOINT), why) for label in (SHORTEST, LONGEST)}
+    rows = {}
+    for label, seen in schedules(settings).items():
+        judged = label in (SHORTEST, LONGEST)
+        rows[label] = {
+            REAL: Entry(_long("ade", exposures=seen), judged),
+            JOINT: Entry(_with("joint", "ade", exposures=seen), judged),
+        }
+    return rows
+
+
+SCHEDULE_LENGTH = Layout(
+    "freemask-schedule", "Real images alone or with synthetic ones, for equally long",
+    "none; FreeMask's joint training (T-B) at several lengths of training", README, (REAL, JOINT), _schedule,
+    SEEDS + "SegFormer. Within a row both columns see the same number of images: freemask.exposures.synthetic in the "
+    "shortest, which is the schedule of the other tables, and freemask.schedules. In the longest the run on real "
+    "images sees each of them about as often as the paper's does (127 times).", STAGE_JOINT,
 )  # fmt: skip
 
 
@@ -302,17 +337,22 @@ def _fewer(settings: Settings) -> dict:
             return with_pictures(settings, "joint", "ade", seed, images=images, paints=paints)
 
         label = "all images" if part == 1 else f"one of {part} images"
-        cells = {REAL: Entry(_real("ade", images=images)), JOINT: Entry(jointly)}
+        cells = {REAL: Entry(_real("ade", images=images)), LONG: Entry(_long("ade", images=images)),
+                 JOINT: Entry(jointly)}  # fmt: skip
         rows[label] = {column: replace(entry, mini=MINI_WORLD) for column, entry in cells.items()}
     return rows
 
 
 FEWER = Layout(
     "freemask-fewer", "Fewer real images", "FreeMask, other ablations (T-J); its numbers are not known", POST,
-    (REAL, JOINT), _fewer, SEEDS + SCHEDULE + "SegFormer. Generator, filter model and class means see the same share "
-    "of the real images; these generators are trained for the table, on fewer passes than the zoo's.", STAGE_ABLATION,
+    (REAL, LONG, JOINT), _fewer, SEEDS + SCHEDULE + "SegFormer. Generator, filter model and class means see the same "
+    "share of the real images; these generators are trained for the table, on fewer passes than the zoo's.",
+    STAGE_ABLATION,
 )  # fmt: skip
 
-_ALL = (TRANSFER, JOINT_ADE, JOINT_COCO, PRETRAIN, ABLATION_TRANSFER, ABLATION_JOINT, NMAX, MARGIN, GENERATOR, FEWER)
+_ALL = (
+    TRANSFER, JOINT_ADE, JOINT_COCO, PRETRAIN, SCHEDULE_LENGTH, ABLATION_TRANSFER, ABLATION_JOINT, NMAX, MARGIN,
+    GENERATOR, FEWER,
+)  # fmt: skip
 LAYOUTS = {made.id: replace(made, family=tuple(other.id for other in _ALL)) for made in _ALL}
 EXPERIMENTS = {id: made.experiment() for id, made in LAYOUTS.items()}

@@ -30,4 +30,5 @@ def in_words(found: list[dict]) -> str:
 def _item(entry: dict) -> str:
     measured = f"measured {ledger.effect(entry)}, n = {entry['n']}" if entry["n"] else "not measured"
     papers = ledger.paper_values(entry["paper_values"])
-    return f"* `{entry['id']}`: {entry['says'].strip()}. **{entry['text']}**; {measured}; the paper: {papers}."
+    whose = "for comparison" if entry["paper"] == ledger.ACROSS else "the paper"
+    return f"* `{entry['id']}`: {entry['says'].strip()}. **{entry['text']}**; {measured}; {whose}: {papers}."

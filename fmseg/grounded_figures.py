@@ -220,3 +220,29 @@ def answers(images: ndarray, asked: Sequence[Mapping], rows: Mapping[str, Sequen
         ]  # fmt: skip
     titles = [f"{a['column']}:\n" + "\n".join(a["names"]) for a in asked]
     return grid(panels, ["painted", *rows], titles), data
+
+
+def doubts(rows: Sequence[Mapping], title: str) -> Drawn:
+    """Who answers what: IoU with the named thing's mask (dots) and with that of the other thing in the picture (rings).
+
+    Args:
+        rows: of :func:`fmseg.grounded_doubts.compared`.
+    """
+    figure, axis = new(7.4, 3.2)
+    everyone = list(dict.fromkeys(row["who"] for row in rows))
+    columns = list(dict.fromkeys(row["column"] for row in rows))
+    for row in rows:
+        place, colour = everyone.index(row["who"]), OKABE_ITO[everyone.index(row["who"])]
+        at = columns.index(row["column"]) * (len(everyone) + 1) + place
+        axis.plot([at], [row["IoU (%)"]], "o", ms=6, color=colour)
+        if row["of the other (%)"] is not None:
+            axis.plot([at], [row["of the other (%)"]], "o", ms=6, mfc="none", color=colour)
+    for who, colour in zip(everyone, OKABE_ITO, strict=False):
+        axis.plot([], [], "o", ms=6, color=colour, label=who)
+    axis.plot([], [], "o", ms=6, mfc="none", color="0.4", label="with the other thing's mask")
+    middle = (len(everyone) - 1) / 2
+    axis.set_xticks([k * (len(everyone) + 1) + middle for k in range(len(columns))], columns, fontsize=8)
+    axis.set(ylabel="% IoU with the oracle's mask", ylim=(0, 100))
+    axis.set_title(title, fontsize=10)
+    figure.legend(frameon=False, fontsize=7, ncols=3, loc="outside lower center")
+    return figure, [dict(row) for row in rows]

@@ -2,6 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from fmseg import image_counts
+from fmseg.datasets import get_draw
+from fmseg.grounded_images import MILLION
 from fmseg.tables import cell as cell_of
 from fmseg.tables import mean_sd
 
@@ -42,6 +47,30 @@ def between_columns(table: Mapping, rows: Iterable[str], pairs: Sequence[tuple[s
         for first, second in pairs:
             lines.append(f"{row}, from {first} to {second}: {difference(cells[second], cells[first])}")
     return "\n".join(lines)
+
+
+def of_classes(record: Mapping, column: str, names: Sequence[str]) -> float | None:
+    """Percent: a run's mean IoU over some classes of a column, from what its record says of each test picture.
+
+    Table 4 means over all seen, or all unseen, classes, which are others in every row; the same ones can be compared.
+
+    Args:
+        record: of a head on painted test pictures. column: of Protocol I. names: classes; those that no test picture of
+            the column shows are left out, and None is returned where that is all of them.
+    """
+    kept, classes = record["result"]["images"]["painted"], get_draw(record["config"]["draw"]).classes
+    things = [name for name in classes if name != "background"]
+    sums = image_counts.unpack(kept["counts"]).sum(0).reshape(len(kept["columns"]), len(things), -1)
+    total, count = sums[kept["columns"].index(column), [things.index(name) for name in names], :2].T
+    there = count > 0
+    return float(100 * np.mean(total[there] / count[there]) / MILLION) if there.any() else None
+
+
+def answered(record: Mapping, first: int) -> float:
+    """Percent: pixels on which a segmenter of Protocol II answers with a class from id ``first`` on, of the pixels that
+    show one. 100 where it names unseen classes as often as they are there, 0 where it has given them up."""
+    _, truth, guess = image_counts.unpack(record["result"]["images"]).sum(0)[first:].sum(0)
+    return 100 * float(guess / truth)
 
 
 def order(table: Mapping, rows: Iterable[str], column: str) -> str:

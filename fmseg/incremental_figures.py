@@ -167,10 +167,13 @@ def by_class(listed: Mapping[str, Sequence[dict]]) -> tuple[Any, Rows]:
         return figure, []
     first = next(iter(listed.values()))
     before = [np.nan if c["forgotten"] is None else c["iou"] + c["forgotten"] for c in first]
-    axis.step(np.arange(-0.5, len(first)), [*before, np.nan], where="post", color="0.6", lw=1, label="before the step")
-    for (label, found), marker in zip(listed.items(), "*o^sDv", strict=False):
+    base = f"{next(iter(listed))} before the step"
+    axis.step(np.arange(-0.5, len(first)), [*before, np.nan], where="post", color="0.6", lw=1, label=base)
+    beside = np.linspace(-0.2, 0.2, len(listed))  # or markers would hide each other
+    for (label, found), marker, shift in zip(listed.items(), "*o^sDv", beside, strict=False):
         heights = [np.nan if c["iou"] is None else c["iou"] for c in found]
-        axis.plot(heights, marker, ms=5, color=_LINES.get(label, "0.3"), label=label)
+        at = np.arange(len(heights)) + shift
+        axis.plot(at, heights, marker, ms=5, color=_LINES.get(label, "0.3"), label=label)
     axis.axvline(sum(c["step"] == 0 for c in first) - 0.5, color="0.6", ls=":")
     axis.set_xticks(range(len(first)), [c["name"] for c in first], rotation=90, fontsize=6)
     axis.set(ylabel="IoU (%)", ylim=(-2, 118), title="Class by class: old to the left of the line, new to the right")

@@ -6,6 +6,7 @@ from pathlib import Path
 from fmseg.tables import json_text, read_json, write_files
 
 _KEYS = {"profile", "claims"}
+ACROSS = "Across the papers"  # stands for the paper of claims that are ours, of what none of the papers did
 VERDICTS = ("supported", "contradicted", "inconclusive", "not tested")  # decided ones first
 NOTICE = {
     "mini": "Verdicts in miniature test mechanism and direction, not the paper's number.",
@@ -55,24 +56,26 @@ def markdown(claims: Sequence[dict]) -> str:
     return "\n\n".join([table(claims), LEGEND, *map(details, claims)]) + "\n"
 
 
-def table(claims: Iterable[dict]) -> str:
-    """Judged claims as a Markdown table, one line a claim."""
-    return "\n".join(["| " + " | ".join(_HEAD) + " |", "|---" * len(_HEAD) + "|", *map(_line, claims)])
+def table(claims: Iterable[dict], verdict: bool = True) -> str:
+    """Judged claims as a Markdown table, one line a claim; ``verdict`` False: the text around it says that."""
+    lines = [_HEAD, ["---"] * len(_HEAD), *(_line(claim, flags=not verdict) for claim in claims)]
+    return "\n".join("| " + " | ".join(line if verdict else line[:-1]) + " |" for line in lines)
 
 
-def _line(claim):
+def _line(claim, flags):
     p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
     detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
-    shown = [f"`{claim['id']}`", claim["says"], effect(claim), claim["n"], p, detectable]
+    says = claim["says"] + (f" (*{'; '.join(claim['flags'])}*)" if flags and claim["flags"] else "")
+    shown = [f"`{claim['id']}`", says, effect(claim), claim["n"], p, detectable]
     shown += ["" if claim.get("images_why") else over_images(claim), claim["text"]]
-    return "| " + " | ".join(str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown) + " |"
+    return [str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown]
 
 
 def details(claim: dict) -> str:
     """A paragraph about a claim: where it is from, the paper's numbers, its rule, what was left out, its note."""
     numbers = paper_values(claim["paper_values"])
     text = f"**`{claim['id']}`** {claim['paper']}, {claim['where']}: {claim['says']}."
-    text += f" The paper's numbers: {numbers}."
+    text += f" For comparison: {numbers}." if claim["paper"] == ACROSS else f" The paper's numbers: {numbers}."
     if claim["rule"] is None:
         text += f" Not tested: {claim['why'].rstrip('.')}."
     else:

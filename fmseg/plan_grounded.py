@@ -35,7 +35,7 @@ SYNTHETIC_ROWS = 5
 
 def concerns(config: Mapping) -> bool:
     """Whether a run is of Grounded Diffusion: a head or DAAM, or a segmenter of Protocol II."""
-    return "pictures" in config or ("split" in config and "/grounded-" in str(config["split"]))
+    return isinstance(config.get("pictures"), Mapping) or ("split" in config and "/grounded-" in str(config["split"]))
 
 
 def kind_of(config: Mapping) -> tuple:

@@ -117,6 +117,17 @@ def grid(
     return figure
 
 
+def key(figure, classes: Sequence[str], a_line: int = 6):
+    """The figure with a swatch and a name of each class under it, in the colours of :func:`paint`; ``a_line`` names a
+    line."""
+    from matplotlib.patches import Patch
+
+    colours = palette(classes) / 255
+    swatches = [Patch(color=colours[number], label=name) for number, name in enumerate(classes)]
+    figure.legend(handles=swatches, loc="outside lower center", ncols=a_line, frameon=False, fontsize=7)
+    return figure
+
+
 def new(width: float = 6.4, height: float = 3.6):
     """A figure and its single axis, without a box round it."""
     from matplotlib.figure import Figure

@@ -89,7 +89,7 @@ def _times(settings: Settings) -> str:
             f"| `make test` | runs the tests | {said('test')} |",
             f"| `make verify` | do the committed results belong to this code? | {said('verify')} |",
             f"| `make smoke` | every stage at smoke size, in a temporary copy | {said('smoke')} |",
-            f"| `make rerun` | trains the headline table again with three seeds and compares | {said('rerun')} |",
+            f"| `make rerun` | trains the headline tables again with three seeds and compares | {said('rerun')} |",
             "| `make lab` | opens the notebooks | |",
         ]
     )

@@ -187,7 +187,7 @@ def _paper(claims, written):
         own = [claim for claim in claims if verdict and claim["verdict"] == verdict]
         if own or written.get(heading):
             lines += [f"### {heading}", ""]
-            lines += [ledger.table(own), ""] if own else []
+            lines += [ledger.table(own, verdict=False), ""] if own else []
             lines += [written[heading], ""] if written.get(heading) else []
     reasons: dict[str, list[str]] = {}
     for claim in claims:

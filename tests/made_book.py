@@ -33,7 +33,7 @@ $$ \ell_p = -\log \frac{\exp z_{m_p,p}}{\sum_c \exp z_{c,p}} \quad (1) \qquad
 |---|---|---|---|
 | $z$ | `logits` | (B, C, h, w) | a very long explanation that would not fit a phone beside the three other columns |
 
-It is the filter of `fmseg/noise.py`; notebook 20 has the runs, [the next](24_freemask_joint.ipynb) what they are worth.
+It is the filter of `fmseg/noise.py`; notebook 20 has the runs, [the next](29_made_up.ipynb) what they are worth.
 """
 
 
@@ -71,12 +71,12 @@ def notebooks():
             code("solution = 1", id="22-05", tags=["solution"]),
             code("show", output("image/png", other), id="22-06"),
         ],
-        "24_freemask_joint": [
+        "29_made_up": [
             v4.new_markdown_cell(
-                "# 24 Synthetic images\n\n* *Claims*: `freemask.joint_ade.1`.\n* *Measured*: {{ cite time.24 }}.",
-                id="24-00",
+                "# 29 Made up\n\n* *Claims*: `freemask.joint_ade.1`.\n* *Measured*: {{ cite time.29 }}.",
+                id="29-00",
             ),
-            code("experiment.perform(EXPERIMENTS['freemask-joint-ade'])", id="24-01"),
+            code("experiment.perform(EXPERIMENTS['made-up'])", id="29-01"),
         ],
     }
 
@@ -98,7 +98,7 @@ def project(folder):
     for name, cells in notebooks().items():
         text = json.dumps(v4.new_notebook(cells=cells))
         (folder / "notebooks" / f"{name}.ipynb").write_text(text)
-        if name != "24_freemask_joint":
+        if name != "29_made_up":
             (results / "notebooks" / f"{name}.ipynb").write_text(text)
     return load("mini", folder)
 

@@ -77,8 +77,12 @@ def test_ids_and_what_they_stand_for(root, id, text):
 
 def test_the_profile_chooses_the_results(root):
     assert cite("param.images", root, "smoke") == "8"
+    assert cite("freemask-real/SegFormer/mIoU", root, "smoke") == "not in profile smoke"
+    assert cite("claim.freemask.real.1.effect", root, "smoke") == "not in profile smoke"
     with pytest.raises(ValueError, match="in this profile"):
-        cite("freemask-real/SegFormer/mIoU", root, "smoke")
+        cite("freemask-real/SegFormer/things and more", root, "smoke")
+    with pytest.raises(ValueError, match="nearest"):
+        cite("param.no such", root, "smoke")
 
 
 def test_unknown_ids_are_named_with_the_nearest(root):

@@ -125,6 +125,9 @@ def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monk
     assert rerun.configs_of(REAL, settings, "one") == [], "nothing of its own to compare with"
     with pytest.raises(ValueError, match="`scope` must be one of headline, one, all; got 'some'"):
         rerun.rerun(settings, "some")
+    assert [e.id for e in rerun.chosen("freemask")] == ["freemask-real"] == [e.id for e in rerun.chosen()]
+    with pytest.raises(ValueError, match="`tables` must be the start of a table's name; got 'grounded'; .* freemask"):
+        rerun.rerun(settings, start="grounded", progress=False)
 
 
 def test_a_rerun_that_falls_outside_is_seen(settings):

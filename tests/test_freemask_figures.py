@@ -49,6 +49,7 @@ def test_gains_pair_seeds_that_both_cells_have_and_stand_beside_the_papers():
         lambda: figures.sweep(EMPTY, {"SegFormer": 1.0}, ["real", "joint"], "Nothing", "number"),
         lambda: figures.against(EMPTY, "real", "joint", "Nothing"),
         lambda: figures.class_gains([], (), (), "Nothing"),
+        lambda: figures.kept_and_gained([], (), (), "Nothing"),
     ],
 )
 def test_of_nothing_there_is_no_data(make, tmp_path):
@@ -73,6 +74,22 @@ def test_gains_by_class_leave_out_what_has_no_truth():
     before, after = ({"result": {"iou": v}} for v in ([0.5, None, 0.2], [0.6, None, 0.1]))
     _, data = figures.class_gains([(after, before), (before, before)], ("a", "b", "c"), ("a",), "Made up")
     assert data == [{"class": "a", "gain": 5.0}, {"class": "c", "gain": -5.0}]
+
+
+def test_what_is_kept_of_a_class_is_set_against_what_it_gains(tmp_path):
+    before = {"result": {"iou": [0.5, 0.2, 0.2, None, 0.9]}}
+    after = {"result": {"iou": [0.6, 0.2, 0.6, None, 0.8], "synthetic": {"kept by class": [0.5, 0.4, 0.9, 0.3, 0.1]}}}
+    names, ground = ("disc", "star", "bar", "absent", "sky"), ("sky",)
+    figure, data = figures.kept_and_gained([(after, before)], names, ground, "Made up")
+    assert [(d["class"], d["kept (%)"], d["gain"]) for d in data] == [
+        ("disc", 50.0, 10.0), ("star", 40.0, 0.0), ("bar", 90.0, 40.0), ("sky", 10.0, -10.0)
+    ]  # fmt: skip
+    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert words == ["things, rank correlation 1.00", "stuff"]  # star < disc < bar in both
+    after["result"]["synthetic"]["kept by class"][0] = None  # no synthetic picture has a disc
+    _, data = figures.kept_and_gained([(after, before)], names, ground, "Made up")
+    assert [d["class"] for d in data] == ["star", "bar", "sky"]
+    assert drawn(figure, tmp_path, data)
 
 
 def test_losses_by_class_are_in_order_with_what_is_kept_of_the_right_pixels(tmp_path):

@@ -22,7 +22,9 @@ NEEDED = ["clip", "diffusion", "oracle"] + [
 ]
 NEEDED += [f"backbone-{method}" for method in ("segformer", "segmenter", "mask2former")]
 TABLES = {
-    "24_freemask_joint": ["freemask-transfer", "freemask-joint-ade", "freemask-joint-coco", "freemask-pretrain"],
+    "24_freemask_joint": [
+        "freemask-transfer", "freemask-joint-ade", "freemask-joint-coco", "freemask-pretrain", "freemask-schedule",
+    ],
     "25_freemask_ablations": [
         "freemask-ablation-transfer", "freemask-ablation-joint", "freemask-nmax", "freemask-margin",
         "freemask-generator", "freemask-fewer", "freemask-filter-truth",
@@ -30,7 +32,9 @@ TABLES = {
     "26_real_photographs": ["freemask-camvid"],
 }  # fmt: skip
 FIGURES = {
-    "24_freemask_joint": ["curves", "gains", "gains-as-long", "gains-by-class", "predictions", "transfer"],
+    "24_freemask_joint": [
+        "curves", "gains", "gains-as-long", "gains-by-class", "kept-and-gained", "predictions", "schedule", "transfer",
+    ],
     "25_freemask_ablations": [
         "distance", "fewer", "filter-and-resampling", "filter-truth", "freemask-f6", "layout-miou", "margin",
         "pictures-a-mask",
@@ -130,7 +134,7 @@ def test_every_claim_of_the_tables_is_said_in_one_of_the_notebooks(project, monk
     from fmseg import claims
     from fmseg.estimand import parse
 
-    listed = claims.testable(claims.load(ROOT / "claims.yaml"))
+    listed = [c for c in claims.testable(claims.load(ROOT / "claims.yaml")) if c["paper"] == "FreeMask"]
     ours = {c["id"] for c in listed if any(t in ids for ids in TABLES.values() for t in parse(c["estimand"]).tables)}
     said = set()
     for ids in TABLES.values():

@@ -22,7 +22,7 @@ from fmseg.estimand import parse
 from fmseg.experiment import rules
 from fmseg.filter_truth import FAULTS, ONE
 from fmseg.freemask_layout import miou
-from fmseg.freemask_tables import CLEAN, EXPERIMENTS, LAYOUTS, PAINTED
+from fmseg.freemask_tables import CLEAN, EXPERIMENTS, LAYOUTS, PAINTED, schedules
 from fmseg.records import run_key
 from fmseg.settings import load
 from fmseg.train_config import TrainConfig
@@ -109,12 +109,27 @@ def test_runs_with_pictures_see_twice_as_many_images_and_tables_share_runs(cards
     settings = load("mini", ROOT)
     own = settings.get("freemask.exposures")
     assert own["synthetic"] == 2 * own["real"]
-    every = [config for e in EXPERIMENTS.values() for config in e.configs(settings)]
+    of_schedules = EXPERIMENTS["freemask-schedule"]
+    every = [config for e in EXPERIMENTS.values() if e is not of_schedules for config in e.configs(settings)]
     assert len({run_key(c) for c in every}) < 0.75 * len(every)
     for config in every:
         steps = sum(config[part]["steps"] for part in ("train", "finetune") if part in config)
         seen = steps * config["train"]["batch_size"]
         assert any(abs(seen - n) <= 2 * config["train"]["batch_size"] for n in own.values())
+
+
+def test_in_the_table_of_schedules_both_columns_see_as_many_images_at_every_length(cards):
+    settings, layout = load("mini", ROOT), LAYOUTS["freemask-schedule"]
+    rows, places = layout.rows(settings), schedules(settings)
+    assert list(rows) == list(places) and list(places.values()) == sorted(places.values())
+    for label, seen in places.items():
+        trains = [rows[label][column].make(settings, 0)["train"] for column in ("real", "joint")]
+        assert trains[0] == trains[1] and abs(trains[0]["steps"] * trains[0]["batch_size"] - seen) < 8
+        assert {rows[label][column].make(settings, 0)["paradigm"] for column in ("real", "joint")} == {"real", "joint"}
+    views = places["longest schedule"] / settings.get("world.train.ade")
+    assert 120 < views < 135  # the paper's 127: 160,000 steps of 16 on 20,210 images
+    shared = {run_key(c) for c in LAYOUTS["freemask-joint-ade"].runs(settings)}
+    assert all(run_key(rows["shortest schedule"][c].make(settings, 0)) in shared for c in ("real", "joint"))
 
 
 def test_the_tables_keep_within_their_budget(cards):
@@ -302,5 +317,5 @@ def test_every_printed_number_is_in_a_claim_or_listed_as_not_tested():
     assert printed <= there, f"nowhere: {sorted(printed - there)}"
     gains = {3.3, 2.3, 1.7, 0.7}  # of T-B and T-C, printed there as differences
     assert there - printed <= gains, f"of no table: {sorted(there - printed - gains)}"
-    assert len(judged) == 33 and len(listed) == 10  # with three of the real-only table
+    assert len(judged) == 35 and len(listed) == 10  # with three of the real-only table, two of ours
     assert all(len(c["not_tested"]) > 40 for c in listed)

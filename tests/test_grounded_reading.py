@@ -3,11 +3,14 @@
 import json
 
 import nbformat
+import numpy as np
 import pytest
 from toys import ROOT
 
 from fmseg import grounded_reading as reading
-from fmseg import grounded_tables, notebooks, pipeline, prose, tables, zero_shot_table
+from fmseg import grounded_tables, image_counts, notebooks, pipeline, prose, tables, zero_shot_table
+from fmseg.grounded_images import MILLION
+from fmseg.grounded_runs import draw_things
 from fmseg.tables import cell, not_run, paper_value, row
 
 PROTOCOL_ONE = ("T1", "NOVELTY", "T3", "T4", "TIMESTEPS", "INVERSION")
@@ -68,3 +71,30 @@ def test_every_table_is_made_by_the_notebook_that_is_its_stage():
     for name, experiment in (tables_of | {"zero_shot_table.T2": zero_shot_table.T2}).items():
         source = (ROOT / f"notebooks/{experiment.stage}.ipynb").read_text()
         assert f"experiment.perform({name}, settings, " in source
+
+
+def test_the_same_classes_in_every_row_from_what_records_say_of_pictures():
+    columns, things = ["one seen", "one unseen"], len(draw_things("voc"))
+    counts = np.zeros((3, 2 * things, 3), np.int64)
+    counts[0, 4] += (MILLION // 2, 1, 0)  # class 4, seen: two pictures, 50 % and 100 %
+    counts[1, 4] += (MILLION, 1, 0)
+    counts[2, 6] += (MILLION // 4, 1, 0)  # class 6, seen: one picture, 25 %
+    counts[2, things + 4] += (0, 1, 0)  # class 4 in the other column
+    kept = {"columns": columns, "counts": image_counts.pack(counts)}
+    record = {"config": {"draw": "voc"}, "result": {"images": {"painted": kept}}}
+    four, six = draw_things("voc")[4], draw_things("voc")[6]
+    assert reading.of_classes(record, "one seen", [four]) == pytest.approx(75)
+    assert reading.of_classes(record, "one seen", [six, four]) == pytest.approx(50), "a mean over classes"
+    assert reading.of_classes(record, "one unseen", [four]) == 0
+    assert reading.of_classes(record, "one unseen", [four, six]) == 0, "no picture of the one, so the other alone"
+    assert reading.of_classes(record, "one unseen", [six]) is None
+
+
+def test_how_often_unseen_classes_are_named():
+    truth = np.array([[[0, 0, 1, 2]], [[2, 2, 255, 1]]])
+    guess = np.array([[[0, 2, 0, 0]], [[1, 0, 2, 0]]])  # what is 255 in the truth does not count
+    record = {"result": {"images": image_counts.pack(image_counts.count(guess, truth, 3))}}
+    assert reading.answered(record, 1) == pytest.approx(100 * 2 / 5)
+    assert reading.answered(record, 2) == pytest.approx(100 * 1 / 3)
+    right = {"result": {"images": image_counts.pack(image_counts.count(truth % 255, truth, 3))}}
+    assert reading.answered(right, 1) == 100

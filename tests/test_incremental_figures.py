@@ -114,7 +114,8 @@ def test_classes_stand_in_their_order_with_what_was_known_before():
     figure, rows = figures.by_class({"FMWISS": [known, new], "FT": [known | {"iou": None, "n": 0}, new | {"n": 0}]})
     assert [(r["row"], r["name"]) for r in rows] == [("FMWISS", "a"), ("FMWISS", "b")], "FT was not run"
     lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
-    assert lines["before the step"][0] == 60.0 and np.isnan(lines["before the step"][1])
+    before = lines["FMWISS before the step"]
+    assert before[0] == 60.0 and np.isnan(before[1])
     assert list(lines["FMWISS"]) == [50.0, 20.0]
     assert figures.by_class({"FT": [known | {"n": 0}]})[1] == []
 

@@ -30,11 +30,21 @@ def runs_of(id, profile="mini"):
     return TABLES[id].configs(load(profile, ROOT))
 
 
+def taught():
+    own = load("mini", ROOT).get("grounded.pictures")
+    return own["one"] + own["two"]
+
+
+def held_out(draw):
+    """Test pictures of a draw: of one thing, of two, and pairs of unseen classes of three splits."""
+    own = load("mini", ROOT).get(f"grounded.test.{draw}")
+    return own["one"] + own["two"] + 3 * own["unseen"]
+
+
 def test_pictures_of_all_splits_and_seeds_are_painted_once(cards):
     runs = [(config, {**dict.fromkeys(UNITS, 0.0), "paint": 1.0}) for config in runs_of("grounded-t1")]
-    test = 3 * 80  # pairs of unseen classes of three splits
-    assert plan_grounded.shared_seconds(runs) == (600 + 160 + 200 + test) + (600 + 200 + 200 + test)
-    assert plan_grounded.shared_seconds(runs[:1]) == 160 + 200 + test, "DAAM learns from nothing"
+    assert plan_grounded.shared_seconds(runs) == (taught() + held_out("voc")) + (taught() + held_out("coco"))
+    assert plan_grounded.shared_seconds(runs[:1]) == held_out("voc"), "DAAM learns from nothing"
     assert plan_grounded.shared_seconds([]) == 0.0
 
 
@@ -51,9 +61,9 @@ def test_inverted_pictures_belong_to_a_seed(cards):
 
 def test_features_of_noisier_steps_are_each_run_s_own(cards):
     clean, noisy = (next(c for c in runs_of("grounded-timesteps") if c["step"] == step) for step in (1, 12))
-    tested, taught = 160 + 200 + 3 * 80, 600
-    assert plan_grounded.own(clean, UNITS) == pytest.approx(tested * 0.001)
-    assert plan_grounded.own(noisy, UNITS) == pytest.approx(tested * 0.001 + (tested + taught) * 0.01)
+    answered, read = held_out("voc"), held_out("voc") + taught()
+    assert plan_grounded.own(clean, UNITS) == pytest.approx(answered * 0.001)
+    assert plan_grounded.own(noisy, UNITS) == pytest.approx(answered * 0.001 + read * 0.01)
     assert "read" not in next(iter(plan_grounded.shared(noisy).values()))
     assert plan.kind_of(clean) != plan.kind_of(noisy) == plan.kind_of(noisy | {"step": 7, "seed": 4})
 
@@ -80,7 +90,7 @@ def test_a_table_by_hand(cards):
     runs = experiment.configs(settings)
     cost = plan.Cost(2.0, 0.0, 7.0, 10**9, 0, "made up", units=UNITS)
     found = plan.predict(experiment, settings, {plan.kind_of(c): cost for c in runs}, workers=2, from_scratch=True)
-    each, common = 7 + 2.0 * runs[0]["train"]["steps"], (600 + 160 + 200 + 240) * 1.11
+    each, common = 7 + 2.0 * runs[0]["train"]["steps"], (taught() + held_out("voc")) * 1.11
     assert found.runs == len(runs) == 10 and found.serial == pytest.approx(10 * each + common)
     assert found.total == pytest.approx(plan.NOTEBOOK_SECONDS + plan.WORKER_SECONDS + 5 * each + common / 2)
 

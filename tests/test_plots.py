@@ -61,3 +61,12 @@ def test_a_grid_shows_each_picture_in_its_place():
     assert shown == [[0], [10], [20], [30], [40], []]
     assert [axis.get_ylabel() for axis in figure.axes[::3]] == ["a", "b"]
     assert [axis.get_title() for axis in figure.axes[:3]] == ["x", "y", "z"]
+
+
+def test_a_key_names_every_class_in_the_colour_that_paint_gives_it():
+    classes = ("sky", "road", "pole")
+    figure = plots.key(plots.grid([[plots.paint(np.zeros((4, 4), np.uint8), classes)]], [""]), classes)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(classes)
+    shown = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in legend.get_patches()]
+    np.testing.assert_array_equal(shown, plots.paint(np.arange(3, dtype=np.uint8), classes))

@@ -69,7 +69,7 @@ def test_claims_stand_where_their_verdict_belongs(written):
     order = [
         "| 5 claims | supported |", "| P | 1 | 1 | 1 | 1 |", "| Q | 0 | 0 | 0 | 1 |", "## P", "### Scope", "All of it.",
         "### What held",
-        "| `p.t.1` | A above B | +3.0 [2.5, 3.5] | 5 | 0.01 | 1.0 | [2.0, 4.0] | supported in miniature |",
+        "| `p.t.1` | A above B | +3.0 [2.5, 3.5] | 5 | 0.01 | 1.0 | [2.0, 4.0] |\n",
         "### What did not hold, and why", "| `p.t.2` | B \\| C above D |", "Because of `p.t.*`",
         "### What these seeds leave open", "| `p.t.3` |", "### What is not tested", "* no table yet: u: `p.u.1`\n",
         "## Q",
@@ -85,6 +85,8 @@ def test_claims_stand_where_their_verdict_belongs(written):
     assert "The paper's numbers: A 64.0 (STATED, p)." in rules and "rule: test paired_t, alpha 0.05" in rules
     assert "Inconclusive: too few. Seeds that not all cells have: 4." in rules
     assert "Not tested: no table yet: u." in rules and ".." not in rules
+    flagged = [claim("p.t.1", "supported", flags=["rule set after the run"]), *CLAIMS[1:]]
+    assert "| A above B (*rule set after the run*) |" in report.markdown({**LEDGER, "claims": flagged}, written)
     assert "## What held" not in report.markdown({**LEDGER, "claims": CLAIMS[3:]}, {}), "no empty heading"
     with pytest.raises(ValueError, match="papers with claims, P, Q; got R"):
         report.markdown(LEDGER, {"R": {}})
@@ -153,6 +155,9 @@ def test_numbers_and_links_are_filled(settings):
         csv.writer(file).writerows(rows)
     with (figures / "g.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["row", "v"], ["A", 1.0], ["A", 2.0], ["B", 3.25]])
+    with (figures / "h.csv").open("w", newline="") as file:  # two steps a seed, which no word tells apart
+        steps = [["A", seed, step, seed + step] for seed in (0, 1) for step in (1, 2)]
+        csv.writer(file).writerows([["row", "seed", "step", "v"], *steps])
     (settings.root / "notebooks").mkdir(exist_ok=True)
     (settings.root / "notebooks/16_x.ipynb").write_text("{}")
     (settings.results / "tables").mkdir(exist_ok=True)
@@ -168,4 +173,7 @@ def test_numbers_and_links_are_filled(settings):
     assert report.figures_cited(settings.root) == ["16_x"]
     source.write_text("# P\n## Scope\n{{ cite figure.16_x/g/A/v }}\n")
     with pytest.raises(ValueError, match="Nothing can be cited as 'figure.16_x/g/A/v'"):
+        report.text(settings)
+    source.write_text("# P\n## Scope\n{{ cite figure.16_x/h/A/v }}\n")
+    with pytest.raises(ValueError, match="Nothing can be cited as 'figure.16_x/h/A/v'"):
         report.text(settings)
