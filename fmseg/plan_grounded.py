@@ -268,6 +268,13 @@ def at_paper_size(measured: Mapping, segmenter: float = 0.0, seeds: int = 1) -> 
     }
 
 
+@lru_cache(maxsize=2)
+def _one_picture(pipeline: Callable, oracle: Callable, measure: Callable) -> tuple[Mapping, str]:
+    """What :mod:`fmseg.grounded_full` measures, and the device; a plan of several stages measures it once."""
+    pipe = pipeline()
+    return measure(pipe, ("striped star", "plain disc"), steps=3, oracle=oracle()), str(pipe.device)
+
+
 def paper_report(
     stage: str, tables: Iterable[str], settings: Settings, of_segmenter: Callable[..., Any], progress: bool = True
 ) -> str:
@@ -284,11 +291,8 @@ def paper_report(
     tables = list(tables)
     if progress:
         print(f"timing {stage}: one picture at Stable Diffusion 1.4's size ...", file=sys.stderr)
-    pipe = grounded_full.random_pipeline()
-    names = ("striped star", "plain disc")
-    measured = grounded_full.one_picture(pipe, names, steps=3, oracle=grounded_full.mask2former())
-    device, segmenter = str(pipe.device), 0.0
-    del pipe
+    measured, device = _one_picture(grounded_full.random_pipeline, grounded_full.mask2former, grounded_full.one_picture)
+    segmenter = 0.0
     if "grounded-t2" in tables:
         config = real(settings, "mask2former", 0, "voc")
         segmenter = of_segmenter(config | {"pretrained": False}).step / config["train"]["batch_size"]

@@ -2,9 +2,19 @@ import mmap
 from dataclasses import replace
 
 import pytest
+from grounded_toys import without_stable_diffusion
 from toys import REAL, ROOT, VALUES, invented
 
-from fmseg import camvid_real, configs, freemask_real, plan, world_supervised, zoo_measures, zoo_table
+from fmseg import (
+    camvid_real,
+    configs,
+    freemask_real,
+    plan,
+    plan_real_freemask,
+    world_supervised,
+    zoo_measures,
+    zoo_table,
+)
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.records import write_record
 from fmseg.settings import Settings, load
@@ -31,7 +41,10 @@ def test_the_median_of_the_timed_repeats_counts_and_the_first_is_warm_up():
         plan.timed(clock.work, 2, clock)
 
 
-COST = plan.Cost(step=2.0, picture=0.5, prepare=7.0, memory=10**9, checkpoint=10**6, device="made up")
+UNITS = dict.fromkeys(("step", "paint", "look", "read", "answer"), 0.1)
+COST = plan.Cost(
+    step=2.0, picture=0.5, prepare=7.0, memory=10**9, checkpoint=10**6, device="made up", units=UNITS
+)  # fmt: skip
 
 
 def test_seconds_of_a_run_by_hand():
@@ -132,6 +145,9 @@ def test_a_paper_size_model_is_timed_at_batch_one_and_scaled(tmp_path):
 
 def test_a_plan_for_every_stage_and_profile(settings, monkeypatch, capsys):
     monkeypatch.setattr(plan, "calibrate", lambda config: COST)
+    without_stable_diffusion(monkeypatch)
+    painting = plan_real_freemask.Seconds(0.1, 0.4, 0.05, None, "made up")
+    monkeypatch.setattr(plan_real_freemask, "calibrate", lambda *given: painting)
     for profile in ("mini", "paper", "smoke"):
         there = load(profile, ROOT)
         text = plan.plan(there, [], workers=2, progress=False)

@@ -132,11 +132,8 @@ def test_protocol_two_is_timed_as_the_segmenter_that_it_trains():
     assert set(asked[0]) == {"method", "seed", "draw", "images", "validation", "size", "train"}
 
 
-MEASURED = {"seconds": {"step": 2.0, "decode": 1.0, "oracle": 0.5, "forward": 0.25, "backward": 0.25}, "memory": 9e9}
-
-
 def test_the_paper_s_tables_by_arithmetic():
-    found = plan_grounded.at_paper_size(MEASURED, segmenter=0.01, seeds=2)
+    found = plan_grounded.at_paper_size(toys.MEASURED, segmenter=0.01, seeds=2)
     head = grounded_full.ITERATIONS * (101 + 1.0)
     assert found["grounded-t3"] == 2 * head and found["grounded-timesteps"] == 20 * head
     assert found["grounded-t1"] == 12 * head + 2 * 30 * 100 * 101.5
@@ -149,9 +146,7 @@ def test_a_plan_for_its_stages_in_every_profile(cards, monkeypatch):
     monkeypatch.setattr(plan, "stage_names", lambda root, photos=False: [] if photos else stages)
     monkeypatch.setattr(plan, "made_by", lambda stage: [e.id for e in TABLES.values() if e.stage == stage])
     monkeypatch.setattr(plan, "calibrate", lambda config: plan.Cost(1.0, 0.1, 1.0, 10**9, 0, "CPU", units=UNITS))
-    monkeypatch.setattr(grounded_full, "random_pipeline", lambda: type("Pipe", (), {"device": "cpu"}))
-    monkeypatch.setattr(grounded_full, "mask2former", lambda: None)
-    monkeypatch.setattr(grounded_full, "one_picture", lambda pipe, names, steps, oracle: MEASURED)
+    toys.without_stable_diffusion(monkeypatch)
     text = plan.plan(load("mini", ROOT), stages, workers=2, progress=False)
     assert "32_protocol_one / grounded-t1: 36 of 36 runs to train" in text and "grounded-novelty" in text
     assert "head from painted on voc, batch 8" in text and "34_protocol_two / grounded-t2" in text
