@@ -67,7 +67,8 @@ def test_a_sweep_goes_through_the_means(tmp_path):
 
 def test_columns_of_different_units_have_axes_of_their_own(tmp_path):
     table = made({"margin 1": {"real": REAL, "joint": JOINT}})
-    figure, data = figures.sweep(table, {"margin 1": 1.0}, ["real", "joint"], "Made up", "margin", units=("%", "pixels"))
+    places, units = {"margin 1": 1.0}, ("%", "pixels")
+    figure, data = figures.sweep(table, places, ["real", "joint"], "Made up", "margin", units)
     assert [axis.get_ylabel() for axis in figure.axes] == ["real, %", "joint, pixels"]
     assert [len(axis.lines) for axis in figure.axes] == [2, 2] and drawn(figure, tmp_path, data)
 
