@@ -17,6 +17,7 @@ from fmseg.across_tables import (
     STEP,
     STEPS,
     entries,
+    marks,
 )
 from fmseg.estimand import parse
 from fmseg.experiment import Outcome, behind, judge
@@ -38,6 +39,7 @@ BESIDE = {  # row: {column: (table, row, column) of FreeMask}
         "joint": ("freemask-joint-ade", "SegFormer", "joint"),
     },
 }
+HANDED_ON = ("marks", "teacher", "student")  # from whom to whom
 BORROWED = tuple(dict.fromkeys(at[0] for cells in BESIDE.values() for at in cells.values()))
 
 
@@ -100,6 +102,24 @@ def dropped(settings: Settings, outcomes: Mapping[str, Outcome]) -> dict:
             cells[column] = cell(values) if values else not_run(MISSING)
         rows.append(row(label, cells))
     return table("across-dropped", "What is dropped of FMWISS's marks", OURS, "% of the pixels", list(columns), rows)
+
+
+def handed_on(settings: Settings, outcomes: Mapping[str, Outcome], measure: str = "recall") -> dict:
+    """How right the marks of new classes are, the teacher that learned from them, and its student, on the step's own
+    pictures, as a table in percent.
+
+    Args:
+        measure: "recall" or "precision".
+    """
+    found, rows = step_records(settings, outcomes), []
+    for label in STEPS:
+        results = {seed: record["result"] for seed, record in found.get(label, {}).items()}
+        by_stage = {"marks": {s: marks(r)[f"marks {measure}"] for s, r in results.items()}}
+        for stage in HANDED_ON[1:]:
+            by_stage[stage] = {s: 100 * r["masks"][stage][measure] for s, r in results.items()}
+        rows.append(row(label, {k: cell(v) if v else not_run(MISSING) for k, v in by_stage.items()}))
+    title = f"The {measure} of marks, teacher and student on new classes"
+    return table("across-handed-on", title, OURS, "% of the pixels", list(HANDED_ON), rows)
 
 
 def first_pairs(config: Mapping, count: int) -> ndarray:

@@ -59,7 +59,7 @@ def _pairs(settings: Settings) -> dict[str, dict[str, Entry | str]]:
                 alpha = settings.get("freemask.alpha") if label == CLEAN else None
                 return configs.pairs(settings, paradigm, seed, alpha)
 
-            cells[column] = Entry(make, True, headline=True)
+            cells[column] = Entry(make, True)
             cells |= {f"{column} {group}": Entry(make, True, value=_group(names)) for group, names in GROUPS.items()}
         alone = cells["alone"].make
         cells["pixels kept"] = Entry(alone, True, value=lambda result: 100 * result["synthetic"]["kept"])
@@ -143,8 +143,6 @@ def cell_of_step(config: dict) -> str:
 
 STEP_TABLE: Experiment = replace(
     incremental_tables.experiment(STEP, STAGE, entries, build, columns={SETTING: COLUMNS}),
-    module="fmseg.across_step", cell=cell_of_step, lenders=(), headline=lambda settings: [
-        e.config for e in entries(settings) if e.label in (COSEG, FILTERED, HEAD)
-    ],
+    module="fmseg.across_step", cell=cell_of_step, lenders=(), headline=False,
 )  # fmt: skip
 EXPERIMENTS = {PAIRS: PAIRS_TABLE, STEP: STEP_TABLE}

@@ -1,6 +1,7 @@
 """Every table that rests on trained runs, and what concerns all of them. Notebooks import their own table alone."""
 
 from fmseg import (
+    across_tables,
     camvid_real,
     claims,
     field_bugs_table,
@@ -26,7 +27,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, freemask_real.EXPERIMENT,
         *freemask_tables.EXPERIMENTS.values(), freemask_truth.EXPERIMENT, camvid_real.EXPERIMENT,
         grounded_tables.T1, grounded_tables.NOVELTY, grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS,
-        grounded_tables.INVERSION, zero_shot_table.T2, field_bugs_table.EXPERIMENT,
+        grounded_tables.INVERSION, zero_shot_table.T2, *across_tables.EXPERIMENTS.values(),
+        field_bugs_table.EXPERIMENT,
     )  # fmt: skip
 }
 

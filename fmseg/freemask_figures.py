@@ -82,15 +82,22 @@ def _dots(axis, at: float, values: Mapping[int, float], colour: str) -> None:
         axis.plot([at - 0.8 * _SPREAD, at + 0.8 * _SPREAD], [np.mean(list(values.values()))] * 2, color=colour, lw=2)
 
 
-def sweep(table: dict, places: Mapping[str, float], columns: Sequence[str], title: str, xlabel: str) -> Made:
+def sweep(
+    table: dict, places: Mapping[str, float], columns: Sequence[str], title: str, xlabel: str, units: Sequence[str] = ()
+) -> Made:
     """Columns over a number that rows stand for: a line through the means, a point a seed.
 
     Args:
         table: see :func:`cells`. places: {row: its number}, ascending. columns: lines. title, xlabel: of the figure.
+        units: one a column where these differ, each then has an axis of its own; else all have the table's.
     """
-    figure, axis = plots.new(5.6, 3.4)
+    figure, axis = plots.new(7.6 if units else 5.6, 3.4)
+    axes = [axis] * len(columns)
+    if units:
+        figure.clear()
+        axes = figure.subplots(1, len(columns))
     found, data = cells(table), []
-    for column, colour in zip(columns, plots.OKABE_ITO, strict=False):
+    for axis, column, colour in zip(axes, columns, plots.OKABE_ITO, strict=False):
         line = []
         for row, place in places.items():
             values = by_seed(found[row].get(column))
@@ -100,8 +107,12 @@ def sweep(table: dict, places: Mapping[str, float], columns: Sequence[str], titl
             data += [{xlabel: place, "column": column, "seed": s, "value": v} for s, v in values.items()]
         if line:
             axis.plot(*zip(*line, strict=True), color=colour, label=column)
-    axis.set(xlabel=xlabel, ylabel=table["unit"], title=title)
-    if data:
+        axis.set(xlabel=xlabel, ylabel=table["unit"])
+    for axis, column, unit in zip(axes, columns, units, strict=False):
+        axis.set(ylabel=f"{column}, {unit}")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=12)
+    if data and not units:
         axis.legend(frameon=False, fontsize=8)
     return figure, data
 

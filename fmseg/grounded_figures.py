@@ -137,14 +137,15 @@ def plane(table: Mapping, labels: Mapping[str, str], draw: str, title: str) -> D
         there = (2 * along > mean) & (across <= 100)
         axis.plot(along[there], across[there], "-", lw=0.6, color="0.85", zorder=0)
         axis.annotate(str(mean), (mean, mean), fontsize=6, color="0.6", ha="center", va="center")
-    for label, colour in labels.items():
+    for k, (label, colour) in enumerate(labels.items()):
         seen, unseen = (_values(data, label, column) for column in columns)
-        axis.plot(seen, unseen, "o", ms=5, color=colour, alpha=0.8, label=label)
+        size = max(3, 8 - 0.6 * k)  # ever smaller, so that rows in one place hide nobody
+        axis.plot(seen, unseen, "o", ms=size, color=colour, alpha=0.8, label=label, clip_on=False)
         said = [_values(data, label, column, paper=True) for column in columns]
         axis.plot(*said, "D", ms=6, mfc="none", color=colour)
     axis.set(xlabel=f"seen classes, {table['unit']}", ylabel=f"unseen classes, {table['unit']}", xlim=(0, 100))
     axis.set_ylim(0, 100)
-    axis.set_title(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     figure.legend(frameon=False, fontsize=7, loc="outside right upper")
     return figure, data
 

@@ -125,16 +125,17 @@ def realdata(root: Path) -> int:
     return repro(root, ["realdata/dvc.yaml"])
 
 
-def smoke(root: Path) -> int:
-    """Run every stage at smoke size in a temporary copy of the checkout, uncommitted changes included."""
+def smoke(root: Path, stages: list[str]) -> int:
+    """Run stages, all if none is named, at smoke size in a temporary copy of the checkout, uncommitted changes
+    included."""
     with tempfile.TemporaryDirectory(prefix="fmseg-smoke-") as folder:
         copy = Path(folder) / "checkout"
         copy_checkout(root, copy)
         params = copy / "params.yaml"
         params.write_text(re.sub(r"(?m)^profile: \w+", "profile: smoke", params.read_text()))
         started = time.time()
-        status = repro(copy, ["--no-commit"])
-    if status == 0:
+        status = repro(copy, ["--no-commit", *stages])
+    if status == 0 and not stages:
         note_time("smoke", time.time() - started, load("mini", root))
     return status
 
@@ -163,7 +164,7 @@ def main() -> int:
     try:
         if given.realdata:
             return realdata(project_root())
-        return smoke(project_root()) if given.smoke else repro(project_root(), given.words)
+        return smoke(project_root(), given.words) if given.smoke else repro(project_root(), given.words)
     except (LockedError, ValueError, FileNotFoundError) as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import pytest
 from made_records import made_up
 from toys import ROOT
 
-from fmseg import across_configs, across_reading, across_tables, claims, experiment, ledger, pipeline, tables
+from fmseg import across_configs, across_reading, across_tables, claims, experiment, ledger, pipeline, rerun, tables
 from fmseg.estimand import parse
 from fmseg.experiment import Outcome
 from fmseg.labelmaps import pack
@@ -19,7 +19,8 @@ from fmseg.settings import Settings, load
 
 STAGE = "90_across_the_papers"
 MODELS = ("clip", "mim", "diffusion", "oracle", "backbone-segformer", "backbone-deeplabv3")
-FIGURES = ["dropped", "labels", "marks", "marks-and-students", "pairs", "teachers", "things-and-grounds"]
+FIGURES = ["dropped", "handed-on", "handed-on-precision", "labels", "marks", "marks-and-students", "pairs", "teachers"]
+FIGURES += ["things-and-grounds"]
 
 
 @pytest.fixture
@@ -115,9 +116,24 @@ def test_cells_of_a_step_are_those_of_their_own_runs(project):
         assert found[label]["marks precision"]["mean"] == pytest.approx(wanted) and found[label]["forgetting"]["n"] == 5
     assert len({across_tables.STEP_TABLE.cell(r["config"]) for r in outcome.records}) == 5
     assert across_tables.STEP_TABLE.configs(project)[0]["masks"] == {"by": "co-segmentation"}, "leaves the judges"
-    again = across_tables.STEP_TABLE.headline(project)
-    assert {c["masks"]["by"] for c in again} == {across_tables.COSEG, across_tables.FILTERED, across_tables.HEAD}
-    assert len(again) == 15
+    again = [rerun.configs_of(e, project, "headline") for e in across_tables.EXPERIMENTS.values()]
+    assert again == [[], []], "no paper's headline"
+
+
+def test_what_is_handed_on_begins_with_the_marks_that_the_teacher_got(project):
+    outcomes = {across_tables.STEP: performed(project, across_tables.STEP)}
+    found = {line["label"]: line["cells"] for line in across_reading.handed_on(project, outcomes)["rows"]}
+    assert list(found) == list(across_tables.STEPS)
+    for label, line in found.items():  # of made_records: 40 % everywhere; of filtered marks as many are left
+        assert [line[who]["mean"] for who in across_reading.HANDED_ON] == pytest.approx([40.0] * 3), label
+    precise = across_reading.handed_on(project, outcomes, "precision")["rows"]
+    assert [line["cells"]["marks"]["mean"] for line in precise] == pytest.approx([50.0, 90.0, 90.0, 50.0, 50.0])
+    results = [r["result"] for r in outcomes[across_tables.STEP].records if "filter" in r["result"]]
+    for result in results:
+        result["filter"]["masks"]["after"]["recall"] = 0.25
+    found = {line["label"]: line["cells"] for line in across_reading.handed_on(project, outcomes)["rows"]}
+    means = [line["marks"]["mean"] for line in found.values()]
+    assert results and means == pytest.approx([40.0, 25.0, 25.0, 40.0, 40.0]), "filtered, and the control"
 
 
 def test_a_table_without_runs_says_so_in_every_cell(project):

@@ -65,6 +65,14 @@ def test_a_sweep_goes_through_the_means(tmp_path):
     assert [d["margin"] for d in data] == [1.0] * 3 + [2.0] * 3 and drawn(figure, tmp_path, data)
 
 
+def test_columns_of_different_units_have_axes_of_their_own(tmp_path):
+    table = made({"margin 1": {"real": REAL, "joint": JOINT}})
+    places, units = {"margin 1": 1.0}, ("%", "pixels")
+    figure, data = figures.sweep(table, places, ["real", "joint"], "Made up", "margin", units)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["real, %", "joint, pixels"]
+    assert [len(axis.lines) for axis in figure.axes] == [2, 2] and drawn(figure, tmp_path, data)
+
+
 def test_one_column_against_another_pairs_seeds():
     _, data = figures.against(TABLE, "real", "joint", "Made up")
     assert data == [{"row": "SegFormer", "seed": s, "real": a, "joint": b} for s, a, b in ((0, 20, 23), (1, 22, 24))]

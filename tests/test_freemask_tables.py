@@ -9,6 +9,7 @@ import pytest
 from fmseg import (
     claims,
     freemask_configs,
+    freemask_real,
     freemask_runs,
     freemask_truth,
     image_counts,
@@ -319,3 +320,10 @@ def test_every_printed_number_is_in_a_claim_or_listed_as_not_tested():
     assert there - printed <= gains, f"of no table: {sorted(there - printed - gains)}"
     assert len(judged) == 35 and len(listed) == 10  # with three of the real-only table, two of ours
     assert all(len(c["not_tested"]) > 40 for c in listed)
+
+
+def test_of_real_images_the_headline_trains_segformer_alone(cards):
+    settings = load("mini", ROOT)
+    again = rerun.configs_of(freemask_real.EXPERIMENT, settings, "headline")
+    assert {c["method"] for c in again} == {"segformer"} and [c["seed"] for c in again] == [0, 1, 2]
+    assert all(c["backbone"].startswith("zoo") for c in again)

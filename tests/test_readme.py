@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pytest
@@ -76,3 +77,12 @@ def test_the_readme_is_filled():
     assert readme.fill(text, load("mini", ROOT)) == text, "run `make readme`"
     for command in ("make repro", "make test", "make lab", "pip install torch=="):
         assert command in text
+
+
+def test_the_reading_order_names_every_module_and_nothing_else():
+    text = (ROOT / "README.md").read_text()
+    listed = text[text.index("## The package, in reading order") :]
+    rows = [line.split("|")[1] for line in listed.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    there = {path.stem for path in (ROOT / "fmseg").glob("*.py") if not path.stem.startswith("_")}
+    assert sorted(named) == sorted(there)
