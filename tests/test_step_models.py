@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from fmseg.distill import unbiased_distillation
 from fmseg.segmenters import build
@@ -29,7 +30,8 @@ def test_reading_ends_at_the_scores_and_shows_what_lies_before(segmenter, images
 def test_a_grown_segmenter_scores_old_classes_as_before(segmenter, images):
     more = grow(segmenter, 3, seed=1)
     assert more.num_classes == 8 and segmenter.num_classes == 5
-    assert torch.equal(read(more, images).grid[:, :5], read(segmenter, images).grid)
+    # not to the bit: for another number of channels a processor may add in another order
+    assert_close(read(more, images).grid[:, :5], read(segmenter, images).grid, rtol=0, atol=1e-6)
     assert torch.equal(grow(segmenter, 3, seed=1).model.decode_head.conv_seg.weight,
                        more.model.decode_head.conv_seg.weight)  # fmt: skip
     other = grow(segmenter, 3, seed=2).model.decode_head.conv_seg.weight
@@ -50,7 +52,7 @@ def test_a_balanced_start_leaves_old_opinions_alone(segmenter, images):
 
 def test_new_classes_can_begin_rare_and_nothing_else_changes(segmenter, images):
     plain, rare = grow(segmenter, 3, seed=1), grow(segmenter, 3, seed=1, prior=0.01)
-    assert torch.equal(read(rare, images).grid[:, :5], read(segmenter, images).grid)
+    assert_close(read(rare, images).grid[:, :5], read(segmenter, images).grid, rtol=0, atol=1e-6)
     assert (
         read(rare, images).grid[:, 5:].sigmoid().mean() < 0.05 < 0.3 < read(plain, images).grid[:, 5:].sigmoid().mean()
     )
@@ -61,7 +63,8 @@ def test_new_classes_can_begin_rare_and_nothing_else_changes(segmenter, images):
         grow(segmenter, 3, seed=1, balanced=True, prior=0.01)
     copied = Head(segmenter, 9, seed=4, prior=0.01, copied=True)
     scores, embedding = copied(read(segmenter, images).encoder)
-    assert torch.equal(scores[:, :5], read(segmenter, images).grid) and scores[:, 5:].sigmoid().mean() < 0.05
+    assert_close(scores[:, :5], read(segmenter, images).grid, rtol=0, atol=1e-6)
+    assert scores[:, 5:].sigmoid().mean() < 0.05
     assert torch.equal(embedding, read(segmenter, images).embedding)
     fresh = build("deeplabv3", num_classes=5, seed=3).eval()
     begin_rare(fresh, 0.01, softmax=True)
