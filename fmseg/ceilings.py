@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 
+from numpy import ndarray
+
 from fmseg.tables import cell
 
 GRIDS = (8, 16, 32)  # cells a side at 64 pixels: 8, 4 and 2 pixels a cell
@@ -15,11 +17,21 @@ def ceiling(draw: str, validation: int, size: int, cells: int) -> tuple[float, .
     Args:
         draw: a draw's name. validation: images. size: pixels a side, divisible by ``cells``.
     """
-    from fmseg.datasets import draw_set, get_draw
+    from fmseg.datasets import get_draw
     from fmseg.metrics import grid_ceiling
 
-    truth = draw_set(draw, "val", validation, size=size).labels
-    return tuple(100 * float(v) for v in grid_ceiling(truth, get_draw(draw).num_classes, cells))
+    found = grid_ceiling(truth(draw, validation, size), get_draw(draw).num_classes, cells)
+    return tuple(100 * float(v) for v in found)
+
+
+@lru_cache(maxsize=8)
+def truth(draw: str, validation: int, size: int) -> ndarray:
+    """Labels of a draw's validation set, (images, size, size) uint8; drawn once for all grids, not to be written to."""
+    from fmseg.datasets import draw_set
+
+    labels = draw_set(draw, "val", validation, size=size).labels
+    labels.flags.writeable = False
+    return labels
 
 
 def ceiling_cells(draw: str, validation: int, size: int, cells: int, groups: dict[str, list[int]]) -> dict:

@@ -120,7 +120,10 @@ class Outcome:
         return "; ".join(words)
 
 
-def perform(experiment: Experiment, settings: Settings, train: str = "one", progress: bool = True) -> Outcome:
+def perform(
+    experiment: Experiment, settings: Settings, train: str = "one", progress: bool = True,
+    again: dict[str, Any] | None = None,
+) -> Outcome:  # fmt: skip
     """Do what a table needs and write it.
 
     Args:
@@ -130,14 +133,19 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
             trained, none live; "all": every run is trained again and its record replaced. In a profile on real data
             nothing is trained from here (`python -m fmseg train` does): "one" is "none".
         progress: show a bar over runs.
+        again: configuration of the run to train live; None: the cheapest. For a notebook that paints or trains for its
+            figures anyway what this run needs, or whose cheapest run says little about its table.
 
     Raises:
-        ValueError: ``train`` is none of the four. RuntimeError: the live run misses its record by more than the
-            tolerance, so the records do not hold on this machine.
+        ValueError: ``train`` is none of the four, or ``again`` none of the runs. RuntimeError: the live run misses its
+            record by more than the tolerance, so the records do not hold on this machine.
     """
     if train not in TRAIN:
         raise ValueError(f"`train` must be one of {', '.join(TRAIN)}; got {train!r}")
     configs, folder = experiment.configs(settings), experiment.folder(settings)
+    if again is not None and configs and again not in configs:  # a profile may have none
+        named = f"{again.get('method')!r} of seed {again.get('seed')}, which is none of the {len(configs)}"
+        raise ValueError(f"`again` must be the configuration of a run of {experiment.id}; got {named}")
     outcome, module = Outcome({}, []), experiment.trained_by(settings)
     if train == "none" or (train == "one" and on_real_data(settings)):
         code = closure(module, settings.root)
@@ -156,8 +164,11 @@ def perform(experiment: Experiment, settings: Settings, train: str = "one", prog
             len(report.from_records), len(report.trained), report.stale,
         )  # fmt: skip
         recorded = [r for r in outcome.records if r["key"] in set(report.from_records)]
-        own = [r for r in recorded if r["key"] not in set(report.borrowed)]
-        recorded = own or recorded  # a lender compares its own
+        if again is None:
+            own = [r for r in recorded if r["key"] not in set(report.borrowed)]
+            recorded = own or recorded  # a lender compares its own
+        else:
+            recorded = [r for r in recorded if r["key"] == run_key(again)]
         if train == "one" and recorded:
             outcome.compared = [live(experiment, settings, outcome.records, recorded, progress)]
     outcome.table = experiment.table(settings, outcome.records)

@@ -120,8 +120,9 @@ def supcon(
     .. math:: L_i = -\frac{1}{|P_i|} \sum_{p \in P_i} \log \frac{\exp(i \cdot p / \tau)}
               {\sum_{a \neq i} \exp(i \cdot a / \tau)}
 
-    All other positives stand in the denominator, so positives push each other away; anchors without a positive count as
-    0 in the mean, as in github.com/HobbitLong/SupContrast, losses.py.
+    All positives share one softmax, so the loss ends at the logarithm of their number and not at 0, and on the way a
+    positive that is nearer than the others is pushed back; anchors without a positive count as 0 in the mean, as in
+    github.com/HobbitLong/SupContrast, losses.py.
 
     Args: as of :func:`fmseg.contrast.dense_contrast`, normalised.
     """

@@ -19,6 +19,7 @@ from fmseg.tables import cell, not_run, row, table
 ID, STAGE = "field-bugs", "91_bugs_of_the_field"
 COLUMNS = ("right", "with the mistake", "moved by")
 MISSING = "no record of its runs"
+NEAR = 2  # points: the second panel of the figure shows what moves less
 Make = Callable[[Settings, int, str | None], dict[str, Any]]
 Value = Callable[[dict], float]
 
@@ -156,13 +157,21 @@ def moved(found: dict) -> tuple[Any, list[dict[str, Any]]]:
     labels = list(dict.fromkeys(line["row"] for line in rows))
     if not rows:
         return None, []
-    figure, axis = plots.new(7, 0.32 * len(labels) + 1.0)
-    for place, label in enumerate(labels):
-        own = [line["points"] for line in rows if line["row"] == label]
-        axis.plot(own, [place] * len(own), "o", ms=4, color=plots.OKABE_ITO[0], alpha=0.6)
-        axis.plot([sum(own) / len(own)], [place], "|", ms=14, color="black")
-    axis.axvline(0, color="0.8", zorder=0)
-    axis.set_yticks(range(len(labels)), labels, fontsize=8)
-    axis.invert_yaxis()
-    axis.set(xlabel="moved by, points of mIoU; points: seeds, strokes: means")
+    figure, axis = plots.new(8.5, 0.32 * len(labels) + 1.2)
+    figure.clear()
+    whole, near = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for axis in (whole, near):
+        for place, label in enumerate(labels):
+            own = [line["points"] for line in rows if line["row"] == label]
+            axis.plot(own, [place] * len(own), "o", ms=4, color=plots.OKABE_ITO[0], alpha=0.6)
+            axis.plot([sum(own) / len(own)], [place], "|", ms=14, color="black")
+        axis.axvline(0, color="0.8", zorder=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set(xlabel="moved by, points of mIoU")
+    whole.set_yticks(range(len(labels)), labels, fontsize=8)
+    whole.invert_yaxis()
+    near.set(xlim=(-NEAR, NEAR), title=f"near zero (within {NEAR})")
+    whole.set(title="How far mistakes move a score (points: seeds, strokes: means)")
+    for axis in (whole, near):
+        axis.title.set_fontsize(9)
     return figure, rows

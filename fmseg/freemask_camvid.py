@@ -6,8 +6,11 @@ video's frames are alike and a generator of 64x64 pixels is a weak one, so "no g
 give.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+from numpy import ndarray
 
 from fmseg import configs, names, zoo
 from fmseg.freemask_layout import Entry, Layout, miou
@@ -109,6 +112,38 @@ def loss_of(result: dict[str, Any], label: str) -> float | None:
 
 def _percent(value: float | None) -> float | None:
     return None if value is None else 100 * value
+
+
+def painted(config: dict[str, Any], tiles: Sequence[str]) -> tuple[ndarray, ndarray] | None:
+    """The first painted picture of some tiles, and what the filter leaves of their masks.
+
+    Args:
+        config: of a run with synthetic pictures. tiles: names, as in a record's ``easiest``.
+
+    Returns:
+        (n, H, W, 3) uint8 pictures and (n, H, W) uint8 labels, 255 where filtered; None where the photographs or the
+        run's pictures are not on this machine: to paint them takes the training of a generator.
+
+    Raises:
+        ValueError: there is no tile of that name.
+    """
+    from fmseg import freemask, freemask_data, synthetic  # not with the table, which needs no torch
+
+    try:
+        real = freemask_data.real_set(config)
+    except FileNotFoundError:
+        return None
+    if lost := set(tiles) - set(real.names):
+        raise ValueError(f"`tiles` must name tiles of {config['data']}'s training photographs; got {sorted(lost)}")
+    shelf = freemask.shelf(config, real, config["synthetic"]["most"])
+    if shelf.missing():
+        return None
+    at = np.array([real.names.index(name) for name in tiles])
+    images, alpha = synthetic.pictures(shelf, [(k, 0) for k in at]), config["synthetic"]["alpha"]
+    if alpha is None:
+        return images, real.labels[at]
+    means = freemask.class_means(config)
+    return images, freemask.filtered(freemask.judge(config).model, images, real.labels[at], means, alpha)
 
 
 LAYOUT = Layout(

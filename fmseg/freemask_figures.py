@@ -117,8 +117,8 @@ def sweep(
     return figure, data
 
 
-def against(table: dict, x: str, y: str, title: str) -> Made:
-    """One column against another, a point a seed, a colour a row."""
+def against(table: dict, x: str, y: str, title: str, units: tuple[str, str] | None = None) -> Made:
+    """One column against another, a point a seed, a colour a row; ``units``: what the axes say, else the columns."""
     figure, axis = plots.new(5.6, 3.4)
     data = []
     for (row, line), colour in zip(cells(table).items(), plots.OKABE_ITO, strict=False):
@@ -126,7 +126,7 @@ def against(table: dict, x: str, y: str, title: str) -> Made:
         shared = [seed for seed in across if seed in up]
         axis.plot([across[s] for s in shared], [up[s] for s in shared], "o", ms=6, color=colour, label=row)
         data += [{"row": row, "seed": s, x: across[s], y: up[s]} for s in shared]
-    axis.set(xlabel=x, ylabel=y, title=title)
+    axis.set(xlabel=units[0] if units else x, ylabel=units[1] if units else y, title=title)
     axis.legend(frameon=False, fontsize=8)
     return figure, data
 
@@ -146,12 +146,19 @@ def class_gains(pairs: Sequence[tuple[dict, dict]], classes: Sequence[str], stuf
         there, means = ~np.isnan(differences).any(0), differences.mean(0)
         order = [c for c in np.argsort(-means) if there[c]]
         data = [{"class": classes[c], "gain": round(float(means[c]), 2)} for c in order]
-        colours = [plots.OKABE_ITO[0 if classes[c] in stuff else 3] for c in order]
-        axis.bar(range(len(order)), [row["gain"] for row in data], color=colours)
+        _bars(axis, [row["gain"] for row in data], [classes[c] in stuff for c in order])
         axis.set_xticks(range(len(order)), [row["class"] for row in data], rotation=90, fontsize=6)
     axis.axhline(0, color="#999999", lw=0.8)
     axis.set(ylabel="points of IoU", title=title)
     return figure, data
+
+
+def _bars(axis, heights: Sequence[float], ground: Sequence[bool]) -> None:
+    """Bars of classes, things and stuff in their two colours, with a legend."""
+    for name, which, colour in (("things", False, 3), ("stuff", True, 0)):
+        at = [k for k, g in enumerate(ground) if g == which]
+        axis.bar(at, [heights[k] for k in at], color=plots.OKABE_ITO[colour], label=name)
+    axis.legend(frameon=False, fontsize=8)
 
 
 def kept_and_gained(
@@ -162,7 +169,7 @@ def kept_and_gained(
     from scipy.stats import spearmanr
 
     figure, axis = plots.new(6, 3.6)
-    axis.set(xlabel="pixels kept (%)", ylabel="points of IoU", title=title)
+    axis.set(xlabel="pixels kept (%)", ylabel="points of IoU gained", title=title)
     axis.axhline(0, color="#999999", lw=0.8)
     if not len(pairs):
         return figure, []
@@ -198,8 +205,7 @@ def class_losses(record: dict, classes: Sequence[str], stuff: Sequence[str]) -> 
     data = [{"class": classes[c], "mean loss": round(float(means[c]), 4),
              "right pixels kept (%)": "" if np.isnan(share[c]) else round(float(share[c]), 2)}
             for c in order]  # fmt: skip
-    colours = [plots.OKABE_ITO[0 if classes[c] in stuff else 3] for c in order]
-    axis.bar(range(len(order)), means[order], color=colours)
+    _bars(axis, means[order], [classes[c] in stuff for c in order])
     axis.set_xticks(range(len(order)), [classes[c] for c in order], rotation=90, fontsize=6)
     axis.set(ylabel="mean loss (nats)", title="Loss depends on the class; dots: what the filter keeps")
     other = axis.twinx()

@@ -183,10 +183,10 @@ def _schedule(settings: Settings) -> dict:
 
 SCHEDULE_LENGTH = Layout(
     "freemask-schedule", "Real images alone or with synthetic ones, for equally long",
-    "none; FreeMask's joint training (T-B) at several lengths of training", README, (REAL, JOINT), _schedule,
-    SEEDS + "SegFormer. Within a row both columns see the same number of images: freemask.exposures.synthetic in the "
-    "shortest, which is the schedule of the other tables, and freemask.schedules. In the longest the run on real "
-    "images sees each of them about as often as the paper's does (127 times).", STAGE_JOINT,
+    "ours; FreeMask's joint training (T-B) at several lengths of training", README, (REAL, JOINT), _schedule,
+    SEEDS + "SegFormer. Within a row both columns see the same number of images; the shortest schedule is that of the "
+    "other tables. In the longest the run on real images sees each of them about as often as the paper's does (127 "
+    "times).", STAGE_JOINT,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ NOTICE = {
     "paper": "Verdicts at the papers' scale.",
 }
 
-_HEAD = ("claim", "the paper says", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
+_HEAD = ("claim", "says", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
 LEGEND = (
     "*Measured*: mean over seed pairs with its t interval, in the table's unit. *p*: adjusted over the claims of "
     "one table. *Detectable*: the true effect (for a claim of equality the margin) at which these pairs earn the word "

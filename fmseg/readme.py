@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from fmseg import ledger, tables, zoo
-from fmseg.cite import cite, duration
+from fmseg.cite import duration, index
 from fmseg.notebooks import title
 from fmseg.settings import Settings, load
 
@@ -66,10 +66,9 @@ def _scoreboard(settings: Settings) -> str:
 
 
 def _notebooks(settings: Settings) -> str:
-    lines = ["| notebook | measured |", "|---|---|"]
+    lines, known = ["| notebook | measured |", "|---|---|"], index(settings.root, settings.profile)
     for path in sorted((settings.root / "notebooks").glob("[0-9]*.ipynb")):
-        time = cite(f"time.{path.stem}", settings.root, settings.profile)
-        lines.append(f"| [{title(path)}](notebooks/{path.name}) | {time} |")
+        lines.append(f"| [{title(path)}](notebooks/{path.name}) | {known[f'time.{path.stem}']} |")
     return "\n".join(lines)
 
 
@@ -90,6 +89,10 @@ def _times(settings: Settings) -> str:
             f"| `make verify` | do the committed results belong to this code? | {said('verify')} |",
             f"| `make smoke` | every stage at smoke size, in a temporary copy | {said('smoke')} |",
             f"| `make rerun` | trains the headline tables again with three seeds and compares | {said('rerun')} |",
+            *(
+                f"| `make rerun TABLES={paper}` | those of one paper | {said(f'rerun {paper}')} |"
+                for paper in ("fmwiss", "freemask", "grounded")
+            ),
             "| `make lab` | opens the notebooks | |",
         ]
     )

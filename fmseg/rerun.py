@@ -124,8 +124,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nfmseg: stopped; `make rerun` goes on from here", file=sys.stderr)
         return 130
-    if not asked.tables:  # README says how long the whole takes
-        note_time("rerun" if scope == "headline" else f"rerun {scope}", time.perf_counter() - started, settings)
+    what = ["rerun", *([scope] if scope != "headline" else []), *([asked.tables] if asked.tables else [])]
+    note_time(" ".join(what), time.perf_counter() - started, settings)
     for c in found:
         word = "ok" if c["ok"] else "OUTSIDE"
         print(

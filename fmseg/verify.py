@@ -48,6 +48,7 @@ def verify(settings: Settings, dvc: bool = True) -> Verdict:
         dvc: also ask DVC about dvc.lock (a few seconds).
     """
     found, everything = Verdict(), {}
+    asked = _ask_dvc(settings.root) if dvc else None  # another process, so that it works beside this one
     for experiment in EXPERIMENTS.values():
         try:
             everything[experiment.id] = _records(experiment, settings, found)
@@ -57,8 +58,8 @@ def verify(settings: Settings, dvc: bool = True) -> Verdict:
     _zoo(settings, found)
     _text(settings, found)
     _environment([r for records in everything.values() for r in records], found)
-    if dvc:
-        _lock(settings, found)
+    if asked:
+        _lock(asked, settings, found)
     return found
 
 
@@ -176,15 +177,20 @@ def _environment(records: list[dict], found: Verdict) -> None:
             found.remarks.append(f"records were made with {key} {', '.join(others)}; here is {version}")
 
 
-def _lock(settings: Settings, found: Verdict) -> None:
-    files = [name for name in PIPELINES if (settings.root / name).exists()]
-    run = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", *files], cwd=settings.root, capture_output=True, text=True
-    )
+def _ask_dvc(root: Path) -> subprocess.Popen:
+    files = [name for name in PIPELINES if (root / name).exists()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "dvc", "status", "--json", *files], cwd=root, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def _lock(asked: subprocess.Popen, settings: Settings, found: Verdict) -> None:
+    answer, complaint = asked.communicate()
     try:
-        status = json.loads(run.stdout)
+        status = json.loads(answer)
     except ValueError:
-        found.failed.append(f"`dvc status` did not answer: {run.stderr.strip()[-300:]}")
+        found.failed.append(f"`dvc status` did not answer: {complaint.strip()[-300:]}")
         return
     reworded: set[str] = set()
     if pipeline.BOOK in status:  # not in git, so that nothing committed can be out of date; a fresh clone lacks it

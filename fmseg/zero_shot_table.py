@@ -72,11 +72,11 @@ def _ceiling_cells(settings: Settings, cells: int) -> dict:
 @lru_cache(maxsize=16)
 def ceiling(draw: str, validation: int, size: int, cells: int) -> dict[str, float]:
     """Seen, unseen and harmonic mean IoU, in percent, of the truth itself after a grid of ``cells`` a side."""
-    from fmseg.datasets import draw_set
+    from fmseg.datasets import get_draw
     from fmseg.metrics import grid_ceiling, seen_unseen
 
-    split, held_out = configs.split_of(draw, 1), draw_set(draw, "val", validation, size=size)
-    truth = split.evaluation(held_out.classes)[held_out.labels]
+    split = configs.split_of(draw, 1)
+    truth = split.evaluation(get_draw(draw).classes)[ceilings.truth(draw, validation, size)]
     found = seen_unseen(grid_ceiling(truth, len(split.classes), cells), **split.groups())
     return {group: 100 * value for group, value in found.items()}
 

@@ -26,6 +26,12 @@ def test_runs_are_trained_once_then_taken_from_records_and_one_is_compared(setti
     assert table.read_bytes() == written and "same weights to the bit" in str(again)
     report = json.loads((settings.root / "build/reports/mini/freemask-real.json").read_text())
     assert report["from_records"] == runs and len(report["compared"]) == 1
+    chosen = again.records[-1]["config"]
+    (compared,) = perform(REAL, settings, progress=False, again=chosen).compared
+    assert compared["run"] == f"{REAL.cell(chosen)}, seed {chosen['seed']}" != again.compared[0]["run"]
+    assert perform(REAL, settings, "missing", progress=False, again=chosen).compared == []
+    with pytest.raises(ValueError, match="`again` must be the configuration of a run of freemask-real; got .* seed 77"):
+        perform(REAL, settings, progress=False, again={**chosen, "seed": 77})
     for record in again.records[:2]:
         record["result"]["miou"] += 60
         write_record(record, REAL.folder(settings))

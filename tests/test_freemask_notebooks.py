@@ -87,8 +87,9 @@ def run_notebook(name, settings, monkeypatch, recorded):
     """All code cells in one namespace, runs being what ``recorded`` makes of configurations; {table: outcome}."""
     performed = {}
 
-    def perform(experiment, given, train):
+    def perform(experiment, given, train, again=None):
         configs = experiment.configs(given)
+        assert again is None or again in configs
         records = [recorded(config) for config in configs]
         performed[experiment.id] = Outcome(experiment.table(given, records), records, len(records))
         return performed[experiment.id]

@@ -9,7 +9,7 @@ import toy_zoo
 from PIL import Image
 from toys import ROOT, ships
 
-from fmseg import freemask_camvid, freemask_data, freemask_photos, names, own_generator, zoo
+from fmseg import freemask, freemask_camvid, freemask_data, freemask_photos, names, own_generator, zoo
 from fmseg.freemask_camvid import EXPERIMENT, LAYOUT
 from fmseg.freemask_data import places, real_set, tiles
 from fmseg.records import run_key
@@ -135,6 +135,22 @@ def test_real_and_raw_runs_need_no_judge(config, home):
     raw = {"most": 2, "resample": False, "alpha": None, "means": "training"}
     made = freemask_photos.run(config | {"paradigm": "synthetic", "synthetic": raw})["result"]
     assert made["synthetic"]["pictures"] == 2 * 4 * TRAIN and "judge" not in made and "generator" in made
+
+
+def test_painted_pictures_are_shown_where_they_are_there(config, home, tmp_path, monkeypatch):
+    names_ = real_set(config).names[2:5]
+    made = freemask.synthetic_set(config | {"synthetic": config["synthetic"] | {"resample": False}})
+    images, labels = freemask_camvid.painted(config, names_[::-1])
+    first = [list(map(tuple, made.pairs)).index((k, 0)) for k in (4, 3, 2)]
+    assert (images == made.images[first]).all() and (labels == made.labels[first]).all()
+    raw, whole = freemask_camvid.painted(config | {"synthetic": config["synthetic"] | {"alpha": None}}, names_[::-1])
+    assert (raw == images).all() and (whole == real_set(config).labels[[4, 3, 2]]).all()
+    with pytest.raises(ValueError, match=r"`tiles` must name tiles of camvid's .*; got \['9 9'\]"):
+        freemask_camvid.painted(config, ["9 9"])
+    monkeypatch.setenv("FMSEG_PARTS", str(tmp_path))
+    assert freemask_camvid.painted(config, names_) is None, "nothing is painted for a figure's sake"
+    monkeypatch.setenv("FMSEG_CAMVID", str(tmp_path / "elsewhere"))
+    assert freemask_camvid.painted(config, names_) is None
 
 
 def test_what_does_not_fit_is_named(config):

@@ -22,12 +22,12 @@ def test_dvc_yaml_is_what_the_notebooks_ask_for():
 def test_stages_with_photographs_have_a_pipeline_of_their_own():
     """Nothing of the root pipeline waits for them, and without the photographs nothing of theirs is deleted."""
     made = yaml.safe_load(pipeline.realdata_text(ROOT))["stages"]
-    assert list(made) == ["27_camvid"] == pipeline.stage_names(ROOT, photos=True)
-    stage = made["27_camvid"]
-    assert stage["wdir"] == ".." and stage["cmd"].endswith("27_camvid train=missing")
-    assert all(options["persist"] for out in stage["outs"] for options in out.values())
-    theirs = {path for out in stage["outs"] for path in out}
-    assert "27_camvid" not in STAGES and not theirs & {d for s in STAGES.values() for d in s["deps"]}
+    assert list(made) == ["26_real_photographs", "27_camvid"] == pipeline.stage_names(ROOT, photos=True)
+    for name, stage in made.items():
+        assert stage["wdir"] == ".." and stage["cmd"].endswith(f"{name} train=missing")
+        assert all(options["persist"] for out in stage["outs"] for options in out.values())
+        theirs = {path for out in stage["outs"] for path in out}
+        assert name not in STAGES and not theirs & {d for s in STAGES.values() for d in s["deps"]}
 
 
 def test_a_stage_rests_on_what_its_runs_rest_on():

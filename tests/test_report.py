@@ -94,7 +94,7 @@ def test_claims_stand_where_their_verdict_belongs(written):
 
 def test_some_claims_alone():
     text = ledger.markdown(CLAIMS[:2])
-    assert text.startswith("| claim | the paper says |") and text.count("\n| `p.t.") == 2
+    assert text.startswith("| claim | says |") and text.count("\n| `p.t.") == 2
     assert ledger.LEGEND in text and text.endswith("Over images alone: supported.\n")
 
 
