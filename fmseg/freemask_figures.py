@@ -246,6 +246,36 @@ def rates(table: dict, rows: Mapping[str, Sequence[str]], title: str) -> Made:
     return figure, [row for row in data if "precision" in row]
 
 
+def rates_by_class(rows: Sequence[Mapping[str, Any]], stuff: Sequence[str], marked: float) -> Made:
+    """Precision and recall of the filter over the margin, a line a class; a dotted line at the paper's margin.
+
+    Args:
+        rows: "class", "alpha", "precision" and "recall" in percent; NaN where a class has nothing to find or drops
+            nothing. stuff: classes drawn in another colour. marked: the paper's margin.
+    """
+    figure, axis = plots.new(8, 3.6)
+    figure.clear()
+    axes = figure.subplots(1, 2, sharey=True)
+    for name in dict.fromkeys(row["class"] for row in rows):
+        own = [row for row in rows if row["class"] == name]
+        for axis, measure in zip(axes, ("precision", "recall"), strict=True):
+            axis.plot([r["alpha"] for r in own], [r[measure] for r in own], "-", lw=0.8, alpha=0.6,
+                      color=plots.OKABE_ITO[0 if name in stuff else 3])  # fmt: skip
+    for axis, measure in zip(axes, ("precision", "recall"), strict=True):
+        axis.axvline(marked, color="#666666", ls=":", lw=1)
+        axis.set(xscale="log", xlabel="margin", ylabel=f"{measure} (%)", ylim=(-2, 102))
+        axis.set_xticks(alphas := sorted({row["alpha"] for row in rows}), [f"{a:g}" for a in alphas], fontsize=7)
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    for name, colour in (("things", 3), ("stuff", 0)):
+        axes[1].plot([], [], color=plots.OKABE_ITO[colour], label=name)
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.suptitle("One margin, as many detectors as classes", fontsize=10)
+    measured = [{k: row[k] for k in ("class", "alpha", "precision", "recall")} for row in rows]
+    return figure, [{k: "" if v != v else round(v, 2) if k in ("precision", "recall") else v for k, v in row.items()}
+                    for row in measured]  # fmt: skip
+
+
 def chain(real: ndarray, mask: ndarray, painted: Sequence[ndarray], filtered: Sequence[ndarray]) -> Made:
     """The paper's figure of the whole chain (F2 of the dossier) with real pictures in it.
 

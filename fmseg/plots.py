@@ -29,7 +29,7 @@ BACKGROUND = (32, 32, 32)
 _GOLDEN = 0.618034  # turns of the golden ratio spread hues evenly however many there are
 _STUFF = {
     "sky": (173, 216, 240), "sea": (49, 101, 156), "grass": (96, 160, 72), "sand": (226, 205, 150),
-    "brick": (160, 80, 64), "rock": (122, 98, 140), "snow": (244, 246, 250), "wood": (130, 92, 52),
+    "brick": (160, 80, 64), "rock": (112, 112, 120), "snow": (244, 246, 250), "wood": (130, 92, 52),
 }  # fmt: skip
 
 
