@@ -3,8 +3,8 @@
 The headline tables with three seeds, with SCOPE=one a run of every table, with SCOPE=all every run; with
 TABLES=freemask only tables whose names begin so. Works in build/rerun, so the committed records stay as they are; a
 rerun that was stopped goes on where it was. A cell holds if the mean of its new runs lies in the prediction interval
-that the committed seeds give for it (99 %, at least one point of mIoU). Where a processor rounds otherwise, one cell in a
-hundred lies outside by chance; a rerun fails if more do than chance explains, or if one lies twice as far off as its
+that the committed seeds give for it (99 %, at least one point of mIoU). Where a processor rounds otherwise, one cell in
+a hundred lies outside by chance; a rerun fails if more do than chance explains, or if one lies twice as far off as its
 interval reaches.
 """
 

@@ -160,9 +160,9 @@ def mini(tmp_path, monkeypatch):
 def test_cells_are_those_of_their_own_runs(mini):
     made = fmwiss_causes_table.EXPERIMENT
     found = {r["label"]: r["cells"] for r in made.table(mini, complete(made, mini))["rows"]}
-    assert list(found) == [cause.row for cause in fmwiss_causes_table.ROWS]
+    assert list(found) == [cause.label for cause in fmwiss_causes_table.ROWS]
     for cause in fmwiss_causes_table.ROWS:
-        cells = found[cause.row]
+        cells = found[cause.label]
         assert cells["new"]["n"] == mini.get(f"incremental.seeds.{'judged' if cause.judged else 'ablations'}")
         student = cause.method == "fmwiss"
         teacher = student and cause.changes.get("teacher", True)
