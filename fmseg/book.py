@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from fmseg import book_chapters, book_ledger, book_pages, book_sphinx, book_tables, ledger, pipeline, report, tables
-from fmseg.book_chapters import Targets, digest
+from fmseg.book_chapters import Targets, digest, linked
 from fmseg.book_html import figure
 from fmseg.notebooks import note_time
 from fmseg.records import LockedError, lock
@@ -24,6 +24,8 @@ from fmseg.settings import Settings, load
 from fmseg.stage import end_with_dvc
 
 PICTURE = "20_freemask_real/predictions.png"  # on the first page, as in README
+LOGS = {"TRIED.md": "tried", "CHANGELOG.md": "changelog"}  # {file: page}
+CITATION = "CITATION.cff"
 PORT = 8000
 
 
@@ -82,18 +84,29 @@ def write_sources(settings: Settings, source: Path, extra: Path) -> None:
     files = {Path(name).stem: settings.root / name for name in pipeline.shown_modules(settings.root)}
     files.pop("__init__", None)
     drawn = _copy_figures(settings, extra)
+    logs = {file: page for file, page in LOGS.items() if (settings.root / file).is_file()}
+    to_files = {file: f"{page}.html" for file, page in logs.items()}
+    if (settings.root / CITATION).is_file():
+        extra.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(settings.root / CITATION, extra / CITATION)
+        to_files[CITATION] = CITATION
+    if claims:
+        to_files["results/mini/ledger.md"] = "report.html"
     targets = Targets(
         pages={chapter.name: chapter.page for chapter in found},
         modules=frozenset(files),
         claims=frozenset(claim["id"] for claim in listed),
         tables=frozenset(made),
         figures={digest((extra / path).read_bytes()): path for paths in drawn.values() for path in paths},
+        files=to_files,
     )
     picture = f"figures/{PICTURE}"
     shown = figure(picture, "Images, truth and predictions of segmenters on the mini world", "")
     pages = {
-        "index.md": book_pages.first(found, listed, shown if (extra / picture).exists() else None),
-        "waiting.md": book_pages.waiting(found, settings, targets),
+        "index.md": book_pages.first(
+            found, listed, targets, shown if (extra / picture).exists() else None, list(logs.values())
+        ),
+        "waiting.md": book_pages.waiting(found, settings, targets, made, drawn),
         "figures.md": book_pages.figures(drawn, found),
         "tables/index.md": book_tables.index(made),
         "source/index.md": book_pages.modules(files),
@@ -102,7 +115,8 @@ def write_sources(settings: Settings, source: Path, extra: Path) -> None:
         else "# The ledger\n\nNone.\n",
     }
     if claims:
-        pages["report.md"] = book_chapters.linked(report.filled(settings), targets, "")
+        pages["report.md"] = linked(report.filled(settings), targets, "")
+    pages |= {f"{p}.md": linked((settings.root / f).read_text(encoding="utf-8"), targets, "") for f, p in logs.items()}
     pages |= {f"tables/{id}.md": book_tables.markdown(table, found, listed) for id, table in made.items()}
     pages |= {f"source/{m}.md": book_pages.module(m, path, found, targets.modules) for m, path in files.items()}
     for chapter in found:

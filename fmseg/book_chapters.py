@@ -62,6 +62,7 @@ class Targets:
     Attributes:
         pages: {notebook: page}. modules: those whose source is in the book. claims, tables: ids.
         figures: {hash of a PNG's bytes, see :func:`digest`: its path below the book's root}.
+        files: {file of the repository, such as 'TRIED.md': page}.
     """
 
     pages: Mapping[str, str]
@@ -69,6 +70,7 @@ class Targets:
     claims: frozenset[str] = frozenset()
     tables: frozenset[str] = frozenset()
     figures: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def chapters(settings: Settings) -> list[Chapter]:
@@ -156,16 +158,20 @@ def notebook(chapter: Chapter, targets: Targets) -> dict:
 
 
 def linked(text: str, targets: Targets, up: str) -> str:
-    """Markdown in which notebooks, modules, claims and tables are links; code is left as it is.
+    """Markdown in which notebooks, modules, claims, tables and files with a page are links; code is left as it is.
 
     Args:
-        text: links to notebooks as `[words](22_noise_filter.ipynb)` or "notebook 22"; the others as code spans.
+        text: links to notebooks as `[words](22_noise_filter.ipynb)` or "notebook 22", to files as `[words](TRIED.md)`
+            or code spans; the others as code spans.
         up: from the page to the book's root, "" or "../".
     """
     by_number = {name[:2]: page for name, page in targets.pages.items()}
 
     def to_notebook(match):
         return f"]({up}{targets.pages[match[1]]})" if match[1] in targets.pages else match[0]
+
+    def to_file(match):
+        return f"]({up}{targets.files[match[1]]})" if match[1] in targets.files else match[0]
 
     def to_number(match):
         return f"[{match[0]}]({up}{by_number[match[1]]})" if match[1] in by_number else match[0]
@@ -178,9 +184,11 @@ def linked(text: str, targets: Targets, up: str) -> str:
             parts[i] = link(up + page, part[1:-1], code=True) if page else part
         else:
             part = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", to_notebook, part)
+            part = re.sub(r"\]\(([\w./]+)\)", to_file, part)
             parts[i] = re.sub(r"(?<!\[)\b[Nn]otebook (\d\d)\b(?![^\[\]]*\])", to_number, part)
+    pages = "|".join(["chapters/", "waiting", *map(re.escape, targets.files.values())])
     return re.sub(
-        r"(?<!!)\[([^\[\]]+)\]\(((?:\.\./)?(?:chapters/|waiting)[^()]*)\)", r'<a href="\2">\1</a>', "".join(parts)
+        rf"(?<!!)\[([^\[\]]+)\]\(((?:\.\./)?(?:{pages})[^()]*)\)", r'<a href="\2">\1</a>', "".join(parts)
     )
 
 
@@ -212,7 +220,7 @@ def _page_of(word, targets):
         return f"source/{module[1]}.html"
     if word in targets.claims:
         return f"ledger.html#{word}"
-    return f"tables/{word}.html" if word in targets.tables else None
+    return f"tables/{word}.html" if word in targets.tables else targets.files.get(word)
 
 
 def _shown(output, targets, chapter):

@@ -10,10 +10,46 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from fmseg import estimand, ledger
-from fmseg.book_chapters import Chapter, judged_in, place_of
+from fmseg.book_chapters import Chapter, Targets, judged_in, linked, place_of
 from fmseg.book_html import link, raw
-from fmseg.book_tables import cell_page
+from fmseg.book_tables import CERTAINTY, cell_page
 
+WORDS = """\
+* *supported*: the effect is off zero, on the side that the paper says, and at least as large as the rule asks. A claim
+  that two things are alike: their difference lies within the rule's margin.
+* *contradicted*: the effect is off zero on the other side; for a claim that two things differ either way, within the
+  smallest effect that counts; for a claim that two things are alike, beyond the margin.
+* *inconclusive*: these seeds decide neither. It does not say that there is no effect.
+* *not tested*: the claim has no rule or no measurement here, and its entry says why."""
+HOW_TO_READ = "how-to-read"  # the anchor of what follows
+_READ = f"""\
+**The verdicts**
+
+{WORDS}
+
+**How they come about**
+
+* An *estimand* is the quantity that a claim is about: a formula over cells of tables, computed for each seed, so that
+  what is compared shares its seed. It stands below "rule and notes".
+* *Units*: effects are in points of the unit of the table that they are read from.
+* *Intervals* are t intervals over seed pairs, of one claim alone: 95 % for claims of a difference, 90 % for claims that
+  two things are alike.
+* *p after Holm*: who tests many claims meets chance findings. Holm's correction raises the p-values of the claims of
+  one table, the smallest by most, so that the chance of *any* false word among them stays at the level. Verdicts are by
+  the corrected p: where it and the interval seem to disagree, it decides.
+* *How often the judge errs*: where differences between seeds are skewed, false words stand in more tables than the 5 %
+  that the level promises; notebook 99 counts them on made-up data.
+* *Over other images* is a second look: the interval of the same effect where the runs stay and the validation images
+  are drawn again, and the word that this interval alone would earn. A verdict that it does not bear out is flagged.
+* *Detectable* is the true effect at which so many pairs earn the word supported with power 0.8.
+
+**The drawing** has the interval as a thick line with the mean as a dot. The plain upright line is zero; a dashed one is
+the smallest effect that counts, or the margin. Each drawing has its own scale: lengths do not compare between claims.
+
+**How certain the paper's numbers are**
+
+{CERTAINTY}
+"""
 _WIDTH, _HEIGHT = 260, 34  # of an interval's drawing
 
 
@@ -29,10 +65,19 @@ def markdown(ledger_: Mapping, chapters: Sequence[Chapter], tables: Mapping[str,
     Returns:
         Markdown with the claims as raw HTML.
     """
-    claims = ledger_["claims"]
+    papers = list(dict.fromkeys(claim["paper"] for claim in ledger_["claims"]))
+    claims = sorted(ledger_["claims"], key=lambda claim: papers.index(claim["paper"]))  # as in the report
     entries = "\n".join(entry(claim, chapters, tables, modules) for claim in claims)
     notice = ledger.NOTICE[ledger_["profile"]]
-    return f"# The ledger\n\n{notice} A rule is fixed before its runs.\n\n{raw(_controls(claims) + entries)}"
+    said = f"{notice} A rule is fixed before its runs, or the claim says so."
+    read = linked(_READ, Targets(pages={chapter.name: chapter.page for chapter in chapters}), "")
+    before = raw(
+        '<details class="fmseg-read"><summary>How to read this</summary>'
+        f'<div id="{HOW_TO_READ}">'  # inside, so that a link to it opens what is folded
+    )
+    return "\n\n".join(
+        ["# The ledger", said, before, read, raw("</div></details>"), raw(_controls(claims) + entries)]
+    )
 
 
 def scoreboard(claims: Iterable[Mapping]) -> str:
@@ -67,6 +112,7 @@ def entry(claim: Mapping, chapters: Sequence[Chapter], tables: Mapping[str, dict
         p = "" if claim["p_holm"] is None else f"; p {claim['p_holm']:.2g} after Holm"
         found = f"{ledger.effect(claim)} over n = {claim['n']} pairs{p}"
         lines.append(_row("measured", interval(claim) + f"<span>{html.escape(found)}</span>"))
+        lines += [_row("over other images", html.escape(seen))] if (seen := _second_look(claim)) else []
     if verdict != claim["text"]:
         lines.append(_row("verdict", html.escape(claim["text"])))
     if claim["why"] and claim["why"] not in claim["text"]:
@@ -114,6 +160,14 @@ def _ways(claim, chapters, tables, modules):
     to_chapter = link(chapter.page + where, chapter.title + section) + html.escape(waits)
     code = [link(f"source/{name}.html", f"fmseg/{name}.py", code=True) for name in chapter.code if name in modules]
     return [("table cells", to_cells), ("chapter", [to_chapter]), ("source", code)]
+
+
+def _second_look(claim):
+    """What other validation images would say; "" where the ledger is from before there was such a look."""
+    if claim.get("images_low") is None:
+        why = claim.get("images_why") or ""
+        return f"its {why}" if why.startswith("records") else why
+    return f"{ledger.over_images(claim)}, {claim['images_word']}"
 
 
 def _row(name, content):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fmseg.book_chapters import PARTS, Chapter, Targets, imported, linked, opening
 from fmseg.book_html import figure, link, raw, words
-from fmseg.book_ledger import scoreboard
+from fmseg.book_ledger import HOW_TO_READ, WORDS, scoreboard
 from fmseg.cite import fill
 from fmseg.settings import Settings
 
-_FIRST = """\
+_FIRST = f"""\
 # fmseg
 
 A runnable companion to three papers that build segmentation models out of foundation models: FMWISS (CVPR 2023),
@@ -23,39 +23,86 @@ folder of files: no server, no network.
 to the cells of its [table](tables/index.md), to the cell of the chapter that shows its verdict, and to the
 [source](source/index.md).
 
+## Begin here
+
+* *A quarter of an hour*: notebook 00 has the three ideas in pictures and ends in a first experiment of your own.
+* *Ninety minutes, in company*: a chapter of each paper opens with a plan for a reading group, notebook 10 for FMWISS,
+  notebook 21 for FreeMask, notebook 30 for Grounded Diffusion.
+* *To look something up*: [the claims](ledger.md), [the tables](tables/index.md), and the search.
+* *To cite*: the paper whose method you used, and this companion for its miniature, measurements or code; `CITATION.cff`
+  has all of them.
+* *The source*: every module behind a result [is in this book](source/index.md), as it was when the book was built. The
+  notebooks, the tests and what runs them are in the repository that the book is built in.
+
+<details><summary>What the verdicts below mean</summary>
+
+{WORDS}
+
+Verdicts in miniature speak of mechanism and direction. The row WILSON is FMWISS's predecessor, to which FMWISS adds; it
+has claims of its own because FMWISS is compared with it. More: <a href="ledger.html#{HOW_TO_READ}">how to read the
+ledger</a>.
+
+</details>
+
 """
 _REPORT = "\n\nPaper by paper, what held and why the rest did not: [the report](report.md)."
 _NOT_HERE = "Nothing is executed yet that judges a claim; `make repro` does it."
 
 
-def first(chapters: Sequence[Chapter], claims: Iterable[Mapping], picture: str | None = None) -> str:
+def first(
+    chapters: Sequence[Chapter],
+    claims: Iterable[Mapping],
+    targets: Targets,
+    picture: str | None = None,
+    logs: Sequence[str] = (),
+) -> str:
     """The book's first page, and with it the order of all others: verdicts, then chapters by paper.
 
     Args:
         chapters: all, those that wait included.
         claims: of the ledger.
+        targets: what text can link to.
         picture: HTML to show on top, see :func:`fmseg.book_html.figure`.
+        logs: pages of what was tried and what changed, in order.
     """
     claims = list(claims)
     board = raw(f'<div class="fmseg-scroll">{scoreboard(claims)}</div>') + _REPORT if claims else _NOT_HERE
-    lines = [_FIRST, raw(f'<div class="fmseg-first">{picture}</div>') if picture else "", "## Verdicts", "", board, ""]
+    shown = linked(_FIRST, targets, "")
+    lines = [shown, raw(f'<div class="fmseg-first">{picture}</div>') if picture else "", "## Verdicts", "", board, ""]
     for part in PARTS.values():
         own = [chapter for chapter in chapters if chapter.part == part]
         ready = [chapter for chapter in own if not chapter.waits]
         if own:
             lines += [f"## {part}", "", *map(_line, own), "", *_toctree(part, [f"chapters/{c.name}" for c in ready])]
-    evidence = ["ledger", *(["report"] if claims else []), "tables/index", "figures", "waiting", "source/index"]
+    evidence = ["ledger", *(["report"] if claims else []), "tables/index", "figures", "waiting", *logs, "source/index"]
     return "\n".join([*lines, *_toctree("Evidence", evidence)])
 
 
-def waiting(chapters: Iterable[Chapter], settings: Settings, targets: Targets) -> str:
-    """The page of what is not in the book yet: each chapter's opening, what it waits for, its committed tables."""
+def waiting(
+    chapters: Iterable[Chapter],
+    settings: Settings,
+    targets: Targets,
+    tables: Mapping[str, Mapping],
+    figures: Mapping[str, Sequence[str]],
+) -> str:
+    """The page of what is not in the book yet: each chapter's opening, what it waits for, its committed tables and
+    figures.
+
+    Args:
+        chapters: all. targets: what text can link to. tables: {id: table}. figures: as for :func:`figures`.
+    """
     lines = ["# Chapters that wait", "", "The book holds what is executed. These chapters are written and wait:", ""]
     for chapter in chapters:
         if chapter.waits:
             text = linked(fill(opening(chapter), settings.root, settings.profile), targets, "")
             lines += [raw(f'<span id="{chapter.name}"></span>'), f"## {chapter.title}", ""]
             lines += [f"It waits for {chapter.waits}.", "", text, ""]
+            made = [t for t in tables.values() if t.get("provenance", {}).get("stage") == chapter.name]
+            if made:
+                links = (link(f"tables/{table['id']}.html", table["title"]) for table in made)
+                lines += [f"Its tables, made where it ran: {'; '.join(links)}.", ""]
+            if paths := figures.get(chapter.name):
+                lines += ["Its figures:", "", _gallery(chapter, paths), ""]
     if len(lines) == 4:
         lines[2] = "No chapter waits."
     return "\n".join(lines)
@@ -71,10 +118,14 @@ def figures(found: Mapping[str, Sequence[str]], chapters: Iterable[Chapter]) -> 
     lines = ["# Figures", "", "Every figure beside the numbers that it is drawn from.", ""]
     for chapter in chapters:
         if paths := found.get(chapter.name):
-            shown = "".join(figure(path, f"{chapter.title}: {words(path)}", "") for path in paths)
             lines += [f"## {chapter.title}", "", f"In {link(chapter.page, chapter.title)}.", ""]
-            lines += [raw(f'<div class="fmseg-gallery">{shown}</div>'), ""]
+            lines += [_gallery(chapter, paths), ""]
     return "\n".join(lines)
+
+
+def _gallery(chapter, paths):
+    shown = "".join(figure(path, f"{chapter.title}: {words(path)}", "") for path in paths)
+    return raw(f'<div class="fmseg-gallery">{shown}</div>')
 
 
 def module(name: str, path: Path, chapters: Iterable[Chapter], modules: frozenset[str]) -> str:
@@ -99,7 +150,9 @@ def module(name: str, path: Path, chapters: Iterable[Chapter], modules: frozense
         "Used in": [link(f"../{c.page}", c.title) for c in chapters if name in c.code + c.uses],
         "Rests on": [link(f"{m}.html", m, code=True) for m in sorted(imported(tree) & modules - {name})],
     }
-    lines = ["---", "orphan: true", "---", "", f"# fmseg/{name}.py", "", "[All modules](index.md)", ""]
+    # Without search: a module says a word more often than the chapter that explains it
+    lines = ["---", "orphan: true", "nosearch: true", "---", ""]
+    lines += [f"# fmseg/{name}.py", "", "[All modules](index.md)", ""]
     lines += [f"* *{kind}*: {', '.join(links)}" for kind, links in lists.items() if links]
     return "\n".join([*lines, "", raw(f'<div class="fmseg-source">{code}</div>')])
 

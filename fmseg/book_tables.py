@@ -7,6 +7,28 @@ from fmseg import estimand, tables
 from fmseg.book_chapters import Chapter, place_of
 from fmseg.book_html import link, raw
 
+CERTAINTY = """\
+* *STATED*: read at the place named beside it (the paper, its abstract, its code, a log, a README).
+* *SEED*: read in a Chinese post on the paper, without its formulas; FreeMask's post is by its authors.
+* *RECALLED*: remembered and read nowhere here, so unverified.
+* *INFERRED*: deduced from what was read; the paper does not print it.
+* *COMPUTED*: arithmetic on the paper's numbers, such as a difference of two of them.
+* *MISSING*: the paper has a number that could not be recovered; none is made up."""
+_READING = f"""\
+## How to read a table
+
+* *61.2 ± 0.6* is the mean over seeds and the standard deviation between seeds (with n - 1), in the table's unit. It is
+  no interval of the mean; intervals stand in the [ledger](../ledger.md), beside the claims.
+* *n* is the number of seeds behind a cell. A value without ± has one seed, or none because it is counted, not trained.
+* *[a]*, a letter, leads to a line below the table: why a cell was not run, or where the paper's number was read.
+* *paper* is the paper's own number, at its own size and on its own data: beside ours, not to be reached by ours.
+* A link to a cell, such as the ledger's, names the row and the column in the cell that it leads to.
+
+The first word of where a paper's number was read says how certain it is:
+
+{CERTAINTY}
+"""
+
 
 def cell_anchor(table: Mapping, row: str, column: str) -> str:
     """What a cell is called in its table's page; by place, because labels may hold anything.
@@ -29,7 +51,10 @@ def cell_page(table: Mapping, row: str, column: str) -> str:
 def markdown(table: Mapping, chapters: Sequence[Chapter], claims: Sequence[Mapping]) -> str:
     """A table's page: its cells, the values of each seed, the claims that read it, the chapter that makes it."""
     lines = [f"# {table['title']}", "", f"{table['paper']}. Unit: {table['unit']}. Mean ± sd over n seeds.", ""]
-    lines += [_scrolling(_cells(table)), table.get("note", ""), "", _made(table, chapters), ""]
+    # The letters of the table's .md, so that both name the same thing
+    notes = tables._letters([cell for row in table["rows"] for cell in row["cells"].values()])
+    lines += [_scrolling(_cells(table, notes)), *([_notes(notes)] if notes else [])]
+    lines += [table.get("note", ""), "", _made(table, chapters), ""]
     reading = [c for c in claims if c["estimand"] and table["id"] in estimand.parse(c["estimand"]).tables]
     if reading:
         lines += ["## Claims that read it", ""]
@@ -44,10 +69,10 @@ def index(found: Mapping[str, dict]) -> str:
     """The page that lists the tables."""
     lines = ["# Tables", "", "Every cell can be linked to, and shows the seeds behind it.", ""]
     lines += [f"* [{table['title']}]({id}.md) (`{id}`): {table['paper']}" for id, table in found.items()]
-    return "\n".join([*lines, "", "```{toctree}", ":hidden:", "", *found, "```", ""])
+    return "\n".join([*lines, "", _READING, "```{toctree}", ":hidden:", "", *found, "```", ""])
 
 
-def _cells(table):
+def _cells(table, notes):
     digits = table.get("digits", 1)
     lines = ["<table><thead><tr><th></th>", *(f"<th>{html.escape(c)}</th>" for c in table["columns"]), "</tr></thead>"]
     lines.append("<tbody>")
@@ -55,15 +80,32 @@ def _cells(table):
         lines.append(f"<tr><th scope='row'>{html.escape(row['label'])}</th>")
         for column in table["columns"]:
             cell, where = row["cells"].get(column), cell_anchor(table, row["label"], column)
-            lines.append(f"<td id='{where}'>{'' if cell is None else _cell(cell, digits)}</td>")
+            title = html.escape(f"{row['label']} / {column}", quote=True)  # shown in the cell that a link leads to
+            shown = "" if cell is None else _cell(cell, digits, notes)
+            lines.append(f'<td id="{where}" title="{title}">{shown}</td>')
         lines.append("</tr>")
     return "".join([*lines, "</tbody></table>"])
 
 
-def _cell(cell, digits):
-    count = f" <small>(n = {cell['n']})</small>" if cell["n"] else ""
-    paper = f"<br><small>paper: {html.escape(tables.paper_text(cell['paper']))}</small>" if cell["paper"] else ""
-    return f"{html.escape(tables.mean_sd(cell, digits))}{count}{paper}"
+def _cell(cell, digits, notes):
+    if cell["n"]:
+        shown = f"{tables.mean_sd(cell, digits)} <small>(n = {cell['n']})</small>"
+    else:
+        shown = f"not run {_to_note(notes[tables._reason(cell)])}"
+    if cell["paper"]:
+        value = "unknown" if cell["paper"]["value"] is None else cell["paper"]["value"]
+        shown += f"<br><small>paper: {value} {_to_note(notes[tables._source(cell)])}</small>"
+    return shown
+
+
+def _to_note(letter):
+    return link(f"#note-{letter}", f"[{letter}]")
+
+
+def _notes(notes):
+    """What the letters in a table mean, {text: letter}."""
+    lines = (f'<li id="note-{letter}">[{letter}] {html.escape(text)}</li>' for text, letter in notes.items())
+    return raw(f'<ul class="fmseg-notes">{"".join(lines)}</ul>')
 
 
 def _seeds(table):

@@ -163,14 +163,16 @@ def moved(found: dict) -> tuple[Any, list[dict[str, Any]]]:
     for axis in (whole, near):
         for place, label in enumerate(labels):
             own = [line["points"] for line in rows if line["row"] == label]
-            axis.plot(own, [place] * len(own), "o", ms=4, color=plots.OKABE_ITO[0], alpha=0.6)
-            axis.plot([sum(own) / len(own)], [place], "|", ms=14, color="black")
+            mean = sum(own) / len(own)
+            if axis is whole or abs(mean) <= NEAR:  # a far row's stray point alone would say something else
+                axis.plot(own, [place] * len(own), "o", ms=4, color=plots.OKABE_ITO[0], alpha=0.6)
+                axis.plot([mean], [place], "|", ms=14, color="black")
         axis.axvline(0, color="0.8", zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set(xlabel="moved by, points of mIoU")
     whole.set_yticks(range(len(labels)), labels, fontsize=8)
     whole.invert_yaxis()
-    near.set(xlim=(-NEAR, NEAR), title=f"near zero (within {NEAR})")
+    near.set(xlim=(-NEAR, NEAR), title=f"those with means within {NEAR}")
     whole.set(title="How far mistakes move a score (points: seeds, strokes: means)")
     for axis in (whole, near):
         axis.title.set_fontsize(9)

@@ -114,8 +114,8 @@ NOTES = {
     "fmwiss-ab-seeds": "The paper remembers saturation near ten seeds.",
     "fmwiss-ab-models": (
         "A self-supervised transformer with another objective; a CLIP that has seen nothing but the pictures and image "
-        "labels of the task; rivals compete for pixels; the last three rows read the paper's K = 70 in other ways "
-        "(open choice 5)."
+        "labels of the task; rivals compete for pixels; softmax's scores are another scale and have a threshold of "
+        "their own; the last three rows read the paper's K = 70 in other ways (open choice 5)."
     ),
     "fmwiss-ab-teacher": "From `teacher of three convolutions` on: open choices 8 and 9.",
     "fmwiss-ab-memory": (

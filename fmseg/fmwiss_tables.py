@@ -113,6 +113,13 @@ def _note(id: str, settings: Settings) -> str:
             f"Its co-segmentation keeps the {100 * keep:g} % of places with the highest attention; what K = 70 means "
             "in the paper is open. "
         )
+    if not on_real_data(settings):
+        own = settings.get("incremental.fmwiss")
+        text += (
+            f"CLIP's scaled scores count from {own['threshold']:g} on (our notes on the paper: 0.5), and the "
+            f"grounds' names compete for pixels; attention is that of the zoo's `{own['vit']}`; losses are summed over "
+            "classes, as in WILSON's code, where the paper prints means. "
+        )
     share = settings.get("incremental.fmwiss").get("paste", 1.0)
     if share != 1:
         text += f"FMWISS pastes a cut-out into a share of {share:g} of the pictures; the paper, it seems, into each. "

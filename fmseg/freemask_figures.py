@@ -13,6 +13,7 @@ from fmseg import plots
 
 Made = tuple[Any, list[dict]]  # a matplotlib figure, and what it shows
 _SPREAD = 0.12  # of points beside each other
+TRAINED_ON = {"real": plots.OKABE_ITO[0], "joint": plots.OKABE_ITO[1], "real as long": plots.OKABE_ITO[2]}
 
 
 def cells(table: dict) -> dict[str, dict[str, dict]]:
@@ -83,13 +84,15 @@ def _dots(axis, at: float, values: Mapping[int, float], colour: str) -> None:
 
 
 def sweep(
-    table: dict, places: Mapping[str, float], columns: Sequence[str], title: str, xlabel: str, units: Sequence[str] = ()
-) -> Made:
+    table: dict, places: Mapping[str, float], columns: Sequence[str], title: str, xlabel: str,
+    units: Sequence[str] = (), level: str = "",
+) -> Made:  # fmt: skip
     """Columns over a number that rows stand for: a line through the means, a point a seed.
 
     Args:
         table: see :func:`cells`. places: {row: its number}, ascending. columns: lines. title, xlabel: of the figure.
         units: one a column where these differ, each then has an axis of its own; else all have the table's.
+        level: a row that has no number; its mean of the first column is a dashed line.
     """
     figure, axis = plots.new(7.6 if units else 5.6, 3.4)
     axes = [axis] * len(columns)
@@ -108,6 +111,10 @@ def sweep(
         if line:
             axis.plot(*zip(*line, strict=True), color=colour, label=column)
         axis.set(xlabel=xlabel, ylabel=table["unit"])
+    if values := by_seed(found[level].get(columns[0])) if level else {}:
+        axes[0].axhline(np.mean(list(values.values())), color="#666666", ls="--", lw=1, label=level)
+        axes[0].legend(handles=axes[0].get_lines()[-1:], frameon=False, fontsize=8)
+        data += [{xlabel: level, "column": columns[0], "seed": s, "value": v} for s, v in values.items()]
     for axis, column, unit in zip(axes, columns, units, strict=False):
         axis.set(ylabel=f"{column}, {unit}")
         axis.spines[["top", "right"]].set_visible(False)
@@ -154,11 +161,11 @@ def class_gains(pairs: Sequence[tuple[dict, dict]], classes: Sequence[str], stuf
 
 
 def _bars(axis, heights: Sequence[float], ground: Sequence[bool]) -> None:
-    """Bars of classes, things and stuff in their two colours, with a legend."""
+    """Bars of classes, things and stuff in their two colours, with a legend above them at the right."""
     for name, which, colour in (("things", False, 3), ("stuff", True, 0)):
         at = [k for k, g in enumerate(ground) if g == which]
         axis.bar(at, [heights[k] for k in at], color=plots.OKABE_ITO[colour], label=name)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
 
 
 def kept_and_gained(
@@ -237,6 +244,36 @@ def rates(table: dict, rows: Mapping[str, Sequence[str]], title: str) -> Made:
     axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure, [row for row in data if "precision" in row]
+
+
+def rates_by_class(rows: Sequence[Mapping[str, Any]], stuff: Sequence[str], marked: float) -> Made:
+    """Precision and recall of the filter over the margin, a line a class; a dotted line at the paper's margin.
+
+    Args:
+        rows: "class", "alpha", "precision" and "recall" in percent; NaN where a class has nothing to find or drops
+            nothing. stuff: classes drawn in another colour. marked: the paper's margin.
+    """
+    figure, axis = plots.new(8, 3.6)
+    figure.clear()
+    axes = figure.subplots(1, 2, sharey=True)
+    for name in dict.fromkeys(row["class"] for row in rows):
+        own = [row for row in rows if row["class"] == name]
+        for axis, measure in zip(axes, ("precision", "recall"), strict=True):
+            axis.plot([r["alpha"] for r in own], [r[measure] for r in own], "-", lw=0.8, alpha=0.6,
+                      color=plots.OKABE_ITO[0 if name in stuff else 3])  # fmt: skip
+    for axis, measure in zip(axes, ("precision", "recall"), strict=True):
+        axis.axvline(marked, color="#666666", ls=":", lw=1)
+        axis.set(xscale="log", xlabel="margin", ylabel=f"{measure} (%)", ylim=(-2, 102))
+        axis.set_xticks(alphas := sorted({row["alpha"] for row in rows}), [f"{a:g}" for a in alphas], fontsize=7)
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    for name, colour in (("things", 3), ("stuff", 0)):
+        axes[1].plot([], [], color=plots.OKABE_ITO[colour], label=name)
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.suptitle("One margin, as many detectors as classes", fontsize=10)
+    measured = [{k: row[k] for k in ("class", "alpha", "precision", "recall")} for row in rows]
+    return figure, [{k: "" if v != v else round(v, 2) if k in ("precision", "recall") else v for k, v in row.items()}
+                    for row in measured]  # fmt: skip
 
 
 def chain(real: ndarray, mask: ndarray, painted: Sequence[ndarray], filtered: Sequence[ndarray]) -> Made:

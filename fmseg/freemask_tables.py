@@ -322,7 +322,8 @@ GENERATOR = Layout(
     (PAINTED, CLEAN, "layout mIoU", "layout mIoU of real images", "Fréchet distance"), _generator,
     SEEDS + "SegFormer, trained on synthetic images alone. Layout mIoU is the oracle's against the mask, on the first "
     "picture of some masks, which is the same for all seeds; the distance is between these and the real images, in "
-    "features of the zoo's CLIP, which took part in training the autoencoder. The paper's weak generator is OASIS, at "
+    "features of the zoo's CLIP, which took part in training the autoencoder. The model without `web` was trained on "
+    "the masks for half as many steps as the layout model. The paper's weak generator is OASIS, at "
     "about 30 (SEED).", STAGE_ABLATION, "% mIoU; the distance times 100",
 )  # fmt: skip
 

@@ -91,8 +91,9 @@ def describe(config: dict) -> str:
 NOTE = (
     "A thing of a scene is painted as another class, left out, or elsewhere while the mask stays, so that wrong pixels "
     "are known by construction. Precision: share of dropped pixels that are wrong; recall: share of wrong pixels that "
-    "are dropped. On generated pictures the oracle's class takes the truth's part: what it misreads counts as wrong. A "
-    "seed is a filter model."
+    "are dropped. On generated pictures the oracle's class takes the truth's part: what it misreads counts as wrong. "
+    "The oracle has learned from other pictures than the filter model, in the same architecture. A seed is a filter "
+    "model."
 )
 EXPERIMENT = Experiment(
     ID, "25_freemask_ablations", "fmseg.filter_truth", run_configs, build_table, describe, headline=False

@@ -177,7 +177,8 @@ def lines(table: str, configs: list[dict[str, Any]], clock: Callable[[], float],
         made += [
             f"  painting for {one.data}, before training: {one.painted:,} pictures of {one.steps} steps, "
             f"{one.judged:,} looks of the filter's judge, {one.real:,} real pictures for class means",
-            f"    {each.call:.3g} s a call of the U-Net, {each.judge:.3g} s a look ({each.device}); "
+            f"    {each.call:.3g} s a call of the U-Net, {each.judge:.3g} s a look ({each.device}"
+            + (f", {each.memory / 1e9:.1f} GB at the peak); " if each.memory else "); ")
             + ", ".join(f"{n} such device{'s' * (n > 1)} {duration(total / n)}" for n in GPUS)
             + f"; {one.painted * BYTES / 10**9:.1f} GB on disk",
         ]

@@ -83,7 +83,8 @@ def _times(settings: Settings) -> str:
         [
             "| command | does | measured on two cores |",
             "|---|---|---|",
-            f"| `make repro` | executes every notebook, regenerates every table and figure | {said('repro')}; "
+            "| `make repro` | executes every notebook but those on photographs, regenerates tables, figures, ledger, "
+            f"book | {said('repro')}; "
             f"with nothing to do {said('repro again')} |",
             f"| `make test` | runs the tests | {said('test')} |",
             f"| `make verify` | do the committed results belong to this code? | {said('verify')} |",

@@ -69,6 +69,11 @@ class Chain:
             check_config(config[name], keys)
         if config["filter"]["method"] == "mask2former":
             raise ValueError("`filter.method` must score pixels with logits, which 'mask2former' does not")
+        most, alpha = config["synthetic"]["most"], config["synthetic"]["alpha"]
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ValueError(f"`synthetic.most` must be an integer >= 1, pictures of the hardest mask; got {most!r}")
+        if alpha is not None and not alpha >= 0:
+            raise ValueError(f"`synthetic.alpha` must be >= 0, or null for no filter; got {alpha!r}")
         self.config, self.painter, self.side = config, painter or _painter, side
         self.real = on_disk.open_set(config["data"], on_disk.root_of(config["data"]), config["split"])
         if config.get("images"):

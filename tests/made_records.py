@@ -5,7 +5,8 @@ import shutil
 import numpy as np
 from toys import ROOT
 
-from fmseg import fmwiss_ablations, fmwiss_pseudo, fmwiss_tables, image_counts
+from fmseg import fmwiss_ablations, fmwiss_causes_table, fmwiss_pseudo, fmwiss_tables, image_counts
+from fmseg.fmwiss_causes import FATES
 from fmseg.incremental_runs import EXAMPLES
 from fmseg.labelmaps import pack
 from fmseg.protocols import get
@@ -14,6 +15,7 @@ from fmseg.records import run_key, write_record
 from fmseg.settings import load
 
 FAMILY = {**fmwiss_tables.EXPERIMENTS, **fmwiss_ablations.EXPERIMENTS, fmwiss_pseudo.ID: fmwiss_pseudo.EXPERIMENT}
+STAGED = {**FAMILY, fmwiss_causes_table.ID: fmwiss_causes_table.EXPERIMENT}  # what notebooks 15 to 18 make
 
 
 def made_up(config, number=0):
@@ -30,6 +32,10 @@ def made_up(config, number=0):
     share = {"precision": 0.5, "recall": 0.4, "iou": 0.3}
     if config["method"] == "fmwiss":
         result["masks"] = {k: share for k in ("clip", "seeds", "union", "teacher", "student", "grid")}
+    if "causes" in config:
+        says = {"score": 0.25, "called": dict(zip(FATES, (0.4, 0.1, 0.3, 0.2), strict=True)), "masks": share}
+        teacher = {"teacher": says} if config["options"].get("teacher", True) else {}
+        result["said"] = teacher | {"student": says}
     if config["method"] in ("cam", "ss", "wilson"):
         result["masks"] = {config["method"]: share}
     return {"key": run_key(config), "config": config, "code": {}, "claims": {}, "result": result, "curve": [],
@@ -69,8 +75,8 @@ def project(folder, profile="smoke"):
     for name in ("params.yaml", "claims.yaml"):
         shutil.copy(ROOT / name, folder)
     settings = load(profile, folder)
-    code = closure("fmseg.incremental_runs", folder)
-    for experiment in FAMILY.values():
+    for experiment in STAGED.values():
+        code = closure(experiment.module, folder)
         for number, record in enumerate(complete(experiment, settings)):
             write_record(with_images(record, number) | {"code": code}, experiment.folder(settings))
     return settings

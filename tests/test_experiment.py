@@ -147,6 +147,16 @@ def test_a_rerun_that_falls_outside_is_seen(settings):
     assert len(found) == sum(len(row["cells"]) for row in committed["rows"])
     assert {c["ok"] for c in found if "ceiling" not in c["row"]} == {False}
     assert {c["ok"] for c in found if "ceiling" in c["row"]} == {True}
+    assert rerun.failed(found)
+
+
+def test_one_cell_in_a_hundred_may_lie_outside_by_chance_but_none_far_off():
+    right = {"committed": 20.0, "again": 20.5, "tolerance": 1.0, "ok": True}
+    outside, far = right | {"again": 21.5, "ok": False}, right | {"again": 22.5, "ok": False}
+    assert [rerun.by_chance(n) for n in (0, 1, 20, 200)] == [0, 0, 2, 6]
+    assert not rerun.failed([]) and not rerun.failed([right] * 3) and rerun.failed([outside])
+    assert not rerun.failed([right] * 198 + [outside] * 2) and rerun.failed([right] * 190 + [outside] * 10)
+    assert rerun.failed([right] * 199 + [far])
 
 
 def test_recertifying_needs_the_same_bits(settings):

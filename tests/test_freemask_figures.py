@@ -73,6 +73,17 @@ def test_columns_of_different_units_have_axes_of_their_own(tmp_path):
     assert [len(axis.lines) for axis in figure.axes] == [2, 2] and drawn(figure, tmp_path, data)
 
 
+def test_a_row_without_a_number_is_a_level_of_the_first_column(tmp_path):
+    table = made({"margin 1": {"real": REAL, "joint": JOINT}, "no filter": {"real": JOINT, "joint": NEVER}})
+    places, units = {"margin 1": 1.0}, ("%", "pixels")
+    figure, data = figures.sweep(table, places, ["real", "joint"], "Made up", "margin", units, level="no filter")
+    (line,) = [x for x in figure.axes[0].lines if x.get_label() == "no filter"]
+    assert line.get_ydata() == pytest.approx([77 / 3] * 2) and len(figure.axes[1].lines) == 2
+    assert [d["value"] for d in data if d["margin"] == "no filter"] == [23.0, 24.0, 30.0]
+    without = figures.sweep(EMPTY, {"SegFormer": 1.0}, ["real"], "Made up", "margin", level="")
+    assert without[1] == [] and drawn(figure, tmp_path, data)
+
+
 def test_one_column_against_another_pairs_seeds():
     _, data = figures.against(TABLE, "real", "joint", "Made up")
     assert data == [{"row": "SegFormer", "seed": s, "real": a, "joint": b} for s, a, b in ((0, 20, 23), (1, 22, 24))]
@@ -124,6 +135,19 @@ def test_rates_take_rows_that_were_measured(tmp_path):
     )
     figure, data = figures.rates(table, {"faults": ["one", "two", "none"]}, "Made up")
     assert [(d["row"], d["recall"], d["precision"]) for d in data] == [("one", 80, 40), ("two", 60, 50)]
+    assert drawn(figure, tmp_path, data)
+
+
+def test_a_class_has_a_line_in_both_panels_and_none_where_nothing_is_defined(tmp_path):
+    nan = float("nan")
+    rows = [{"class": name, "alpha": a, "precision": p, "recall": 10 * a, "right pixels kept": 1.0}
+            for name, p in (("striped star", 40.0), ("sky", nan)) for a in (0.5, 1.25, 8.0)]  # fmt: skip
+    figure, data = figures.rates_by_class(rows, ("sky",), 1.25)
+    lines = [[x for x in axis.lines if len(x.get_xdata()) == 3] for axis in figure.axes]
+    assert [len(found) for found in lines] == [2, 2] and lines[0][0].get_color() != lines[0][1].get_color()
+    assert lines[1][0].get_ydata().tolist() == [5.0, 12.5, 80.0]
+    assert [d["precision"] for d in data] == [40.0] * 3 + [""] * 3 and set(data[0]) == {
+        "class", "alpha", "precision", "recall"}  # fmt: skip
     assert drawn(figure, tmp_path, data)
 
 

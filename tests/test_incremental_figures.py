@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from made_records import FAMILY, complete, project
+from made_records import FAMILY, STAGED, complete, project
 from smallzoo import write_cards
 from toys import ROOT
 
@@ -267,7 +267,7 @@ def test_every_cell_runs_on_made_records(name, home, monkeypatch):
             if "parameters" in c["metadata"].get("tags", ()):
                 space |= {"profile": "smoke", "train": "none"}
     assert space["settings"].profile == "smoke" and space["stage"] == name
-    made = {id for id, e in FAMILY.items() if e.stage == name}
+    made = {id for id, e in STAGED.items() if e.stage == name}
     assert made and all(tables.read_table(id, home)["id"] == id for id in made)
     drawn = home.results / "figures" / name
     named = set(re.findall(r'plots\.save\(figure, "(.+?)"', "".join("".join(c["source"]) for c in book["cells"])))

@@ -278,9 +278,11 @@ def test_the_manifest_is_the_plan_with_a_hash_of_all_files(home):
         ({"synthetic": {"most": 3}}, "lacks resample, alpha, draw"),
         ({"generator": {"base": "x"}}, "lacks weights, steps, guidance"),
         ({"filter": {"method": "mask2former", "size": "t", "weights": None}}, "'mask2former' does not"),
+        ({"synthetic": {"most": 0, "resample": False, "alpha": None, "draw": 0}}, "`synthetic.most` must be .* got 0"),
+        ({"synthetic": {"most": 2, "resample": True, "alpha": -1.0, "draw": 0}}, "`synthetic.alpha` must be >= 0"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_refused(home, changes, message):
+def test_a_configuration_that_does_not_fit_is_refused_before_anything_is_made(home, changes, message):
     with pytest.raises(ValueError, match=message):
         Chain(config() | changes, painter, SIDE)
 

@@ -31,7 +31,7 @@ CLAIMS = [
     claim("q.u.1", "not tested", rule=None, estimand=None, why="no table yet: u.", text="not tested", paper="Q"),
 ]
 LEDGER = {"profile": "mini", "claims": CLAIMS}
-TEXT = "# P\n## Scope\nAll of it.\n\n## What did not hold, and why\nBecause of `p.t.*`.\n\n```\n# no heading\n```\n"
+TEXT = "# P\n## Scope\nAll of it.\n\n## What did not hold, and why\nBecause of `p.t.2`.\n\n```\n# no heading\n```\n"
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def written(tmp_path):
 
 
 def test_what_is_written_is_read_by_paper_and_heading(written, tmp_path):
-    why = "Because of `p.t.*`.\n\n```\n# no heading\n```"
+    why = "Because of `p.t.2`.\n\n```\n# no heading\n```"
     assert written == {"P": {"Scope": "All of it.", report.WHY: why}}
     assert report.load(tmp_path / "none.md") == {}
 
@@ -70,7 +70,7 @@ def test_claims_stand_where_their_verdict_belongs(written):
         "| 5 claims | supported |", "| P | 1 | 1 | 1 | 1 |", "| Q | 0 | 0 | 0 | 1 |", "## P", "### Scope", "All of it.",
         "### What held",
         "| `p.t.1` | A above B | +3.0 [2.5, 3.5] | 5 | 0.01 | 1.0 | [2.0, 4.0] |\n",
-        "### What did not hold, and why", "| `p.t.2` | B \\| C above D |", "Because of `p.t.*`",
+        "### What did not hold, and why", "| `p.t.2` | B \\| C above D |", "Because of `p.t.2`",
         "### What these seeds leave open", "| `p.t.3` |", "### What is not tested", "* no table yet: u: `p.u.1`\n",
         "## Q",
         "### What is not tested", "* no table yet: u: `q.u.1`\n",
@@ -92,6 +92,20 @@ def test_claims_stand_where_their_verdict_belongs(written):
         report.markdown(LEDGER, {"R": {}})
 
 
+def test_what_so_many_seeds_cannot_find_is_counted(written):
+    text = report.markdown(LEDGER, written)
+    assert "Each judged claim rests on 5 seed pairs" in text and "Of the 0 inconclusive claims" in text
+    known = {"certainty": "STATED", "source": "p"}
+    differs = {"detectable": 3.0, "paper_values": known | {"difference": {"value": -2.0, "certainty": "COMPUTED"}}}
+    larger, unknown = {"paper_values": known | {"difference": 4}}, {"paper_values": known}
+    kinds = ({}, {"detectable": 1.5}, larger, unknown, {"detectable": None}, {"n": 7})
+    more = [claim(f"p.t.{k}", "inconclusive", **(differs | own)) for k, own in enumerate(kinds, 4)]
+    text = report.markdown({**LEDGER, "claims": [*CLAIMS, *more]}, written)
+    assert "rests on 5 to 7 seed pairs" in text and "Of the 4 inconclusive claims" in text and "2 could not" in text
+    unjudged = [c | {"n": None} for c in CLAIMS[3:]]
+    assert "Each judged claim" not in report.markdown({**LEDGER, "claims": unjudged}, {})
+
+
 def test_some_claims_alone():
     text = ledger.markdown(CLAIMS[:2])
     assert text.startswith("| claim | says |") and text.count("\n| `p.t.") == 2
@@ -101,7 +115,7 @@ def test_some_claims_alone():
 def test_what_is_contradicted_and_not_explained_is_found(written):
     assert report.unexplained(CLAIMS, written) == []
     assert report.unexplained(CLAIMS, {}) == ["p.t.2"]
-    assert report.unexplained(CLAIMS, {"P": {report.WHY: "as `p.u.*` and p.t.2 say"}}) == ["p.t.2"]
+    assert report.unexplained(CLAIMS, {"P": {report.WHY: "as `p.t.*` and p.t.2 say"}}) == ["p.t.2"]
     assert report.unexplained(CLAIMS, {"Q": {report.WHY: "`p.t.2`"}}) == ["p.t.2"], "another paper's chapter"
 
 
