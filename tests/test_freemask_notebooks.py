@@ -77,6 +77,7 @@ def record_of(config):
         ends = [f"0001TP_00{k} 0" for k in range(6)]
         result["judge"] = {"means": shares, "mean": 0.7, "hardness": [0.1, 0.2, 0.3, 0.4, 0.5], "easiest": ends,
                            "hardest": ends}  # fmt: skip
+        result["generator"] = {"images": 8, "steps": 2, "exposures": 4, "loss": [[2, 0.5]], "weights": "made up"}
     if "quality" in config:
         result["generator"] = {"layout": 20.0, "real": 60.0, "frechet": float(rng.uniform(1, 9))}
     made = {"key": run_key(config), "config": config, "code": {}, "claims": {}, "result": result, "seconds": 60.0}
