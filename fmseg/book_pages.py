@@ -11,7 +11,7 @@ from fmseg.book_ledger import HOW_TO_READ, WORDS, scoreboard
 from fmseg.cite import fill
 from fmseg.settings import Settings
 
-_FIRST = f"""\
+_FIRST = """\
 # fmseg
 
 A runnable companion to three papers that build segmentation models out of foundation models: FMWISS (CVPR 2023),
@@ -23,6 +23,8 @@ folder of files: no server, no network.
 to the cells of its [table](tables/index.md), to the cell of the chapter that shows its verdict, and to the
 [source](source/index.md).
 
+"""
+_BEGIN = """\
 ## Begin here
 
 * *A quarter of an hour*: notebook 00 has the three ideas in pictures and ends in a first experiment of your own.
@@ -34,13 +36,14 @@ to the cells of its [table](tables/index.md), to the cell of the chapter that sh
 * *The source*: every module behind a result [is in this book](source/index.md), as it was when the book was built. The
   notebooks, the tests and what runs them are in the repository that the book is built in.
 
-<details><summary>What the verdicts below mean</summary>
+"""
+_VERDICTS = f"""\
+<details><summary>What these words mean</summary>
 
 {WORDS}
 
-Verdicts in miniature speak of mechanism and direction. The row WILSON is FMWISS's predecessor, to which FMWISS adds; it
-has claims of its own because FMWISS is compared with it. More: <a href="ledger.html#{HOW_TO_READ}">how to read the
-ledger</a>.
+Verdicts in miniature speak of mechanism and direction. WILSON, a row of its own, is FMWISS's predecessor, and is run
+here for FMWISS to be compared with. More: <a href="ledger.html#{HOW_TO_READ}">how to read the ledger</a>.
 
 </details>
 
@@ -67,8 +70,9 @@ def first(
     """
     claims = list(claims)
     board = raw(f'<div class="fmseg-scroll">{scoreboard(claims)}</div>') + _REPORT if claims else _NOT_HERE
-    shown = linked(_FIRST, targets, "")
-    lines = [shown, raw(f'<div class="fmseg-first">{picture}</div>') if picture else "", "## Verdicts", "", board, ""]
+    begin = linked(_BEGIN, targets, "")
+    lines = [_FIRST, raw(f'<div class="fmseg-first">{picture}</div>') if picture else "", begin, "## Verdicts", ""]
+    lines += [board, "", _VERDICTS if claims else ""]
     for part in PARTS.values():
         own = [chapter for chapter in chapters if chapter.part == part]
         ready = [chapter for chapter in own if not chapter.waits]

@@ -9,7 +9,7 @@ from fmseg.book_html import link, raw
 
 CERTAINTY = """\
 * *STATED*: read at the place named beside it (the paper, its abstract, its code, a log, a README).
-* *SEED*: read in a Chinese post on the paper, without its formulas; FreeMask's post is by its authors.
+* *SEED*: read in a Chinese post on the paper; FreeMask's is by its authors.
 * *RECALLED*: remembered and read nowhere here, so unverified.
 * *INFERRED*: deduced from what was read; the paper does not print it.
 * *COMPUTED*: arithmetic on the paper's numbers, such as a difference of two of them.
@@ -19,7 +19,7 @@ _READING = f"""\
 
 * *61.2 ± 0.6* is the mean over seeds and the standard deviation between seeds (with n - 1), in the table's unit. It is
   no interval of the mean; intervals stand in the [ledger](../ledger.md), beside the claims.
-* *n* is the number of seeds behind a cell. A value without ± has one seed, or none because it is counted, not trained.
+* *n* is the number of seeds behind a cell. A value without ± was measured once.
 * *[a]*, a letter, leads to a line below the table: why a cell was not run, or where the paper's number was read.
 * *paper* is the paper's own number, at its own size and on its own data: beside ours, not to be reached by ours.
 * A link to a cell, such as the ledger's, names the row and the column in the cell that it leads to.

@@ -110,7 +110,7 @@ def project(folder):
     for table in made_tables():
         tables.write(table, results / "tables")
     (results / "figures/29_made_up").mkdir()
-    other = ROOT / "results/mini/figures/22_noise_filter/rates-by-class"  # in no other chapter here
+    other = ROOT / "results/mini/figures/22_noise_filter/kept-by-class"  # in no other chapter here
     for ending in (".png", ".csv"):
         shutil.copy(other.with_suffix(ending), results / f"figures/29_made_up/made-up{ending}")
     (folder / "notebooks").mkdir()

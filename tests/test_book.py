@@ -3,7 +3,7 @@ import re
 import socket
 
 import pytest
-from made_book import Page, broken, project
+from made_book import LONG, Page, broken, made_tables, project
 from toys import ROOT
 
 from fmseg import book, book_ledger, book_sphinx, book_tables, claims, ledger, tables, verdicts
@@ -14,7 +14,7 @@ from fmseg.settings import load
 
 TARGETS = Targets(
     pages={"11_coseg": "chapters/11_coseg.html", "15_t1": "waiting.html#15_t1"}, modules=frozenset({"coseg"}),
-    claims=frozenset({"a.b.1"}), tables=frozenset({"a-b"}),
+    claims=frozenset({"a.b.1"}), tables=frozenset({"a-b"}), files={"TRIED.md": "tried.html"},
 )  # fmt: skip
 
 
@@ -67,6 +67,8 @@ def test_every_claim_that_is_tested_has_a_chapter():
         ("`fmseg/coseg.py`", '<a href="../source/coseg.html"><code>fmseg/coseg.py</code></a>'),
         ("`a.b.1` of `a-b`", '<a href="../ledger.html#a.b.1"><code>a.b.1</code></a> of '
                              '<a href="../tables/a-b.html"><code>a-b</code></a>'),
+        ("`TRIED.md`", '<a href="../tried.html"><code>TRIED.md</code></a>'),
+        ("[`words`](TRIED.md), [x](no.md)", '<a href="../tried.html">`words`</a>, [x](no.md)'),
         ("`fmseg/none.py`, notebook 77, `x`", "`fmseg/none.py`, notebook 77, `x`"),
         ("```\nnotebook 11\n```", "```\nnotebook 11\n```"),
     ],
@@ -104,6 +106,47 @@ def test_a_cell_has_an_address_and_an_unknown_one_is_refused():
     assert book_tables.cell_page(table, "Mask2Former", "mIoU") == "tables/freemask-real.html#r3c1"
     with pytest.raises(ValueError, match="table freemask-real has no column 'miou'; it has mIoU, things, stuff"):
         book_tables.cell_page(table, "Mask2Former", "miou")
+
+
+def test_what_cells_share_stands_once_below_the_table_and_a_cell_knows_its_row_and_column():
+    (table,) = made_tables()
+    shown = book_tables.markdown(table, [], [])
+    for part in ('<td id="r1c1" title="a row / run">1.5 ± 0.7 <small>(n = 2)</small>', 'id="r2c2"',
+                 'title="another &lt;row&gt; / not run">not run <a href="#note-b">[b]</a></td>',
+                 '<small>paper: 45.6 <a href="#note-a">[a]</a>', '<li id="note-a">[a] STATED, a README</li>',
+                 f'<li id="note-b">[b] {LONG}</li>'):  # fmt: skip
+        assert part in shown, part
+    assert shown.count(LONG) == 1
+    for line in ("* [a] STATED, a README", f"* [b] {LONG}"):
+        assert line in tables.markdown(table), "the same letters as in the file"
+
+
+def test_every_certainty_and_every_verdict_is_explained():
+    for word in tables.CERTAINTIES:
+        assert f"*{word}*:" in book_tables.index({}) and f"*{word}*:" in book_ledger.CERTAINTY, word
+    assert all(f"*{verdict}*:" in book_ledger.WORDS for verdict in ledger.VERDICTS)
+
+
+def test_the_ledger_goes_paper_by_paper_and_says_how_to_read_it(settings):
+    found = ledger.read(settings.results)
+    last = [claim for claim in found["claims"] if claim["paper"] == "FreeMask"][-1]
+    mixed = found | {"claims": [*found["claims"], last | {"id": "freemask.last.1"}]}
+    shown = book_ledger.markdown(mixed, chapters(settings), {}, frozenset())
+    papers = re.findall(r'<article [^>]*data-paper="([^"]*)"', shown)
+    assert len(papers) == len(mixed["claims"])
+    assert [p for p, before in zip(papers, ["", *papers], strict=False) if p != before] == list(dict.fromkeys(papers))
+    assert "or the claim says so" in shown and 'id="how-to-read"' in shown
+
+
+def test_an_entry_shows_the_second_look_or_why_there_is_none():
+    listed = {c["id"]: c for c in ledger.read(ROOT / "results/mini")["claims"]}
+    claim = listed["freemask.real.1"] | {"images_low": -1.25, "images_high": 2.0, "images_word": "inconclusive"}
+    row = "<dt>over other images</dt><dd>"
+    assert f"{row}[-1.2, 2.0], inconclusive</dd>" in book_ledger.entry(claim, [], {}, frozenset())
+    none = claim | {"images_low": None, "images_high": None, "images_word": None}
+    without = none | {"images_why": "records hold no images"}
+    assert f"{row}its records hold no images</dd>" in book_ledger.entry(without, [], {}, frozenset())
+    assert row not in book_ledger.entry(none | {"images_why": None}, [], {}, frozenset())
 
 
 def test_an_entry_shows_the_verdict_and_every_way_behind_it(settings):
@@ -150,6 +193,7 @@ def test_a_chapter_in_the_site(made_site):
     assert 'href="../source/noise.html"' in page and 'href="../waiting.html#29_made_up"' in page
     page = Page(made_site[0] / "chapters/20_freemask_real.html")
     assert {"cell-20-10", "cell-20-18", "verdicts"} <= page.ids
+    assert 'href="../tried.html"' in Page(made_site[0] / "chapters/22_noise_filter.html").text
     assert 'src="../figures/20_freemask_real/predictions.png"' in page.text and "predictions.csv" in page.text
     assert 'href="../ledger.html#freemask.real.1"' in page.text
 
@@ -157,7 +201,19 @@ def test_a_chapter_in_the_site(made_site):
 def test_what_waits_and_what_is_shown_of_the_source(made_site):
     text = Page(made_site[0] / "waiting.html").text
     assert "It waits for the runs of its tables" in text and "not yet measured" in text and "{{" not in text
+    assert 'href="tables/made-up.html"' in text and 'src="figures/29_made_up/made-up.png"' in text
     page = Page(made_site[0] / "source/noise.html")
     assert "L-1" in page.ids and "22 The noise filter" in page.text and "ClassLoss" in page.text
-    index = (made_site[0] / "searchindex.js").read_text()
-    assert "22_noise_filter" in index and "waiting" in index
+    index = json.loads((made_site[0] / "searchindex.js").read_text()[len("Search.setIndex(") : -1])
+    names, words = index["docnames"], index["terms"]
+    assert "chapters/22_noise_filter" in names and "waiting" in names
+    source = {i for i, name in enumerate(names) if name == "source/noise"}
+    assert not [w for w, at in words.items() if source & set(at if isinstance(at, list) else [at])]
+
+
+def test_what_was_tried_and_what_changed_are_in_the_site(made_site):
+    page = Page(made_site[0] / "index.html")
+    addresses = [address for _, address in page.links]
+    assert {"tried.html", "changelog.html", "CITATION.cff", "ledger.html#how-to-read"} <= set(addresses)
+    assert "What was tried, and what failed" in Page(made_site[0] / "tried.html").text
+    assert ("a", "report.html") in Page(made_site[0] / "tried.html").links
