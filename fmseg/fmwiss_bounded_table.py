@@ -46,8 +46,8 @@ def build(settings: Settings, records: list[dict | None]) -> dict:
         note=(
             "FMWISS's step in whose targets no old class is likelier than the new ones leave room for (row `old "
             "classes bounded` of `fmwiss-causes`, whose runs 10-10 disjoint borrows). FMWISS as it is and WILSON stand "
-            "in tables `fmwiss-t1`, `fmwiss-t2` and `fmwiss-t3`, with the same seeds, pictures and base models. Called: "
-            "what share of the cells of new things in the step's own pictures the student calls so."
+            "in tables `fmwiss-t1`, `-t2` and `-t3`, with the same seeds, pictures and base models. Called: "
+            "the share of the cells of new things in the step's own pictures the student calls so."
         ),
         provenance=provenance(EXPERIMENT, settings, records),
     )  # fmt: skip
