@@ -30,8 +30,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, fmwiss_causes_table.EXPERIMENT,
         fmwiss_bounded_table.EXPERIMENT, freemask_real.EXPERIMENT, *freemask_tables.EXPERIMENTS.values(),
         freemask_truth.EXPERIMENT, camvid_real.EXPERIMENT, freemask_camvid.EXPERIMENT, grounded_tables.T1,
-        grounded_tables.NOVELTY, grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS, grounded_tables.INVERSION,
-        zero_shot_table.T2, *across_tables.EXPERIMENTS.values(), field_bugs_table.EXPERIMENT,
+        grounded_tables.NOVELTY, grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS,
+        grounded_tables.INVERSION, zero_shot_table.T2, *across_tables.EXPERIMENTS.values(), field_bugs_table.EXPERIMENT,
     )  # fmt: skip
 }
 
