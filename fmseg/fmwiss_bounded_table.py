@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fmseg import fmwiss_causes_table, incremental_tables
+from fmseg import fmwiss_causes_table, fmwiss_tables, incremental_tables
 from fmseg.experiment import on_real_data, provenance
 from fmseg.fmwiss_ablations import STAGE
 from fmseg.fmwiss_causes import OLD
@@ -22,6 +22,7 @@ ID = "fmwiss-bounded"
 CAUSE = Cause("old classes bounded", bound=OLD)
 GROUPS = {"old": "old", "new": "new", "all": "all", "forgetting": "forgetting"}
 COLUMNS = (*GROUPS, *CALLED)
+BESIDE = ("FMWISS", "WILSON")  # rows of tables 1 to 3
 LATER = tuple(setting for setting in SETTINGS if setting != fmwiss_causes_table.SETTING)  # where claims were made first
 
 
@@ -51,6 +52,24 @@ def build(settings: Settings, records: list[dict | None]) -> dict:
         ),
         provenance=provenance(EXPERIMENT, settings, records),
     )  # fmt: skip
+
+
+def less(bounded: dict, others: Mapping[str, dict], group: str) -> list[tuple[str, dict[int, float]]]:
+    """By setting and row of tables 1 to 3: this table's cell less FMWISS's as it is, and less WILSON's, by seed.
+
+    Args:
+        bounded: this table. others: {id: table} of tables 1 to 3. group: old, new or all.
+    """
+    mine = {r["label"]: r["cells"][group]["values"] for r in bounded["rows"]}
+    found = []
+    for row_ in BESIDE:
+        for id, settings in fmwiss_tables.COLUMNS.items():
+            cells = next(r["cells"] for r in others[id]["rows"] if r["label"] == row_)
+            for setting, columns in settings.items():
+                theirs = cells[columns[group]]["values"]
+                both = {s: mine[setting][s] - theirs[s] for s in mine[setting] if s in theirs}
+                found.append((f"{setting}, less {row_}", both))
+    return found
 
 
 def _cells(setting: str, runs: Mapping[int, dict]) -> dict[str, dict]:
