@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("encoder held as WILSON's", {"encoder_weight": 1.0}),
         Variant("encoder rests in the warm-up", {"freeze_encoder": True}),
         Variant("no warm-up", {"warmup": 0.0}),
-        Variant("no teacher, trained twice as long", {"teacher": False}, length=2),
+        Variant("no teacher and twice as long", {"teacher": False}, length=2),
     ),
     "fmwiss-ab-memory": (
         Variant(STANDARD),
