@@ -11,14 +11,17 @@ from torch import nn
 from toys import ROOT
 
 from fmseg import (
+    claims,
     fmwiss,
     fmwiss_bounded_table,
     fmwiss_causes,
     fmwiss_causes_table,
+    fmwiss_tables,
     incremental,
     incremental_data,
     incremental_runs,
 )
+from fmseg.estimand import parse
 from fmseg.fmwiss_causes import EXPERTS, FATES, OLD, TRUTH, said
 from fmseg.fmwiss_tables import COLUMNS
 from fmseg.incremental_configs import SETTINGS
@@ -222,3 +225,16 @@ def test_what_bounding_adds_is_paired_by_setting_and_seed():
     assert len(found) == 10 and found["15-5 disjoint, less FMWISS"] == {"0": 100}
     assert found["15-5 overlap, less WILSON"] == {"0": 94, "1": 94}
     assert found["COCO-to-VOC, less FMWISS"] == {"0": 80, "1": 80}
+
+
+def test_claims_leave_out_the_setting_in_which_it_was_found(mini):
+    made = [fmwiss_bounded_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values()]
+    found = {e.id: e.table(mini, complete(e, mini)) for e in made}
+    listed = [c for c in claims.load(ROOT / "claims.yaml") if c["id"].startswith("across.bounded.")]
+    assert len(listed) == 4 and all(c["note"].startswith("Of no paper") for c in listed)
+    for claim in listed:
+        formula = parse(claim["estimand"])
+        assert {row for id, row, _ in formula.cells if id == "fmwiss-bounded"} == set(fmwiss_bounded_table.LATER)
+        for id, label, column in formula.cells:
+            line = next(line for line in found[id]["rows"] if line["label"] == label)
+            assert line["cells"][column]["n"] == 5
