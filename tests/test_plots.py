@@ -1,5 +1,7 @@
 import csv
 import io
+import json
+import re
 
 import numpy as np
 import pytest
@@ -83,3 +85,11 @@ def test_a_key_names_every_class_in_the_colour_that_paint_gives_it():
     assert [text.get_text() for text in legend.get_texts()] == list(classes)
     shown = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in legend.get_patches()]
     np.testing.assert_array_equal(shown, plots.paint(np.arange(3, dtype=np.uint8), classes))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda path: path.stem[:2])
+def test_a_figure_that_needs_runs_names_their_table(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        code = "".join(cell["source"])
+        if "plots.save(" in code and re.search(r'print\(f?"no runs? ', code):
+            assert re.search(r"plots\.save\(.*, settings, stage, .+\)", code), f"{cell['id']}: give its table as `of`"
