@@ -130,7 +130,7 @@ def _scale(settings: Settings) -> str:
 def _benchmarks(settings: Settings) -> str:
     """What benchmarks/*.py --write measured beside its targets."""
     lines = ["| measured side by side in one run | measured | target | script |", "|---|---|---|---|"]
-    for script, aims in tables.read_json(settings.root / "results" / "benchmarks.json").items():
+    for script, aims in tables.read_json(settings.root / "results" / "paper" / "benchmarks.json").items():
         for one in aims:
             unit, missed = f" {one['unit']}" if one["unit"] else "", "" if one["met"] else ", **missed**"
             shown = f"{one['measured']:g}{unit} | {one['target']}{unit}{missed}"
