@@ -1,6 +1,6 @@
 """The dense contrastive loss, forward and backward, beside loops and a vectorised form of the same equation.
 
-    python benchmarks/contrast.py [rounds]
+    python benchmarks/contrast.py [rounds] [--write]
 
 24 maps of 256 channels on a 32x32 grid, 21 classes, 10 points a class. All in turns within one run on one thread and on
 the same points, in processor time, which other processes do not add to; `dense_contrast` is timed with its draw of the
@@ -14,7 +14,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from measuring import added_peak, peak_in_own_process
+from measuring import added_peak, aim, peak_in_own_process, rounds, settle
 
 from fmseg.contrast import POINTS, TEMPERATURE, contrast, dense_contrast, sample_points
 
@@ -107,7 +107,7 @@ def peak(name: str) -> float:
     return added_peak(lambda: FORMS[name](features, labels, at).backward())
 
 
-def main(rounds: int = 9) -> None:
+def main(turns: int = 9) -> None:
     torch.set_num_threads(1)
     features, labels = made()
     at = drawn(labels)
@@ -119,7 +119,7 @@ def main(rounds: int = 9) -> None:
         "vectorised, drawn points": (lambda: on_rows(points, ids), points),
     }
     times, values = {name: [] for name in jobs}, {name: [] for name in jobs}
-    for turn in range(rounds + 1):
+    for turn in range(turns + 1):
         for name, (function, leaf) in jobs.items():
             if name == "loops over points" and turn > 2:
                 continue  # seconds each
@@ -130,8 +130,18 @@ def main(rounds: int = 9) -> None:
     for name, value in middle.items():
         base = middle["contrast, drawn points" if "drawn" in name else "dense_contrast"]
         print(f"{name:26} {1e3 * value:8.2f} ms, {value / base:7.2f} x ours, loss {values[name][0]:.6f}")
-    for name in ("dense_contrast", "vectorised"):
-        print(f"{name:26} {peak_in_own_process(name):8.1f} MB at the peak beyond the maps")
+    peaks = {name: peak_in_own_process(name) for name in ("dense_contrast", "vectorised")}
+    for name, megabytes in peaks.items():
+        print(f"{name:26} {megabytes:8.1f} MB at the peak beyond the maps")
+    slower = min(middle["loops over anchors"], middle["loops over points"]) / middle["dense_contrast"]
+    longer, what = middle["dense_contrast"] / middle["vectorised"], "dense contrastive loss, forward and backward"
+    settle(
+        [
+            aim(f"{what}: as fast as loops over the same points", slower, ">=", 10, "x"),
+            aim(f"{what}: time of the vectorised form", longer, "<=", 1.2, "x"),
+            aim(f"{what}: peak memory beyond the maps", peaks["dense_contrast"], "<=", 100, "MB"),
+        ]
+    )
 
 
 if __name__ == "__main__":
@@ -139,4 +149,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         print(peak(sys.argv[-1]))
     else:
-        main(*map(int, sys.argv[1:]))
+        main(*rounds())

@@ -1,6 +1,6 @@
 """The grounding head at Stable Diffusion 1.4's size beside the same function in the paper's order of operations.
 
-    python benchmarks/grounding.py [rounds]
+    python benchmarks/grounding.py [rounds] [--write]
 
 One picture, two classes, masks of 512x512, one thread. "resized first" brings every feature to its group's size and
 then convolves, and takes the dot product with the features at 512x512, as the official code does; weights are the same,
@@ -17,7 +17,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measuring import added_peak, in_turns, peak_in_own_process
+from measuring import added_peak, aim, in_turns, peak_in_own_process, rounds, settle
 
 from fmseg.grounding import GroundingHead
 from fmseg.grounding_official import official_head
@@ -98,17 +98,18 @@ def peak(name: str, backward: bool) -> float:
     return added_peak(lambda: work(name, head, features, text, SIZE, backward))
 
 
-def main(rounds: int = 5) -> None:
+def main(turns: int = 5) -> None:
     torch.set_num_threads(1)
     head = official_head().to(DEVICE).eval()
     features, text = made()
     with torch.no_grad():
         deviation = (ours(head, features, text, SIZE) - resized_first(head, features, text, SIZE)).abs().max()
     print(f"largest deviation of the logits {deviation:.1e}")
+    aims = []
     for backward in (False, True):
         head.train(backward)
         jobs = {name: partial(work, name, head, features, text, SIZE, backward) for name in FORMS}
-        times = in_turns(jobs, rounds)
+        times = in_turns(jobs, turns)
         ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
         best = min(times["resized first"]) / min(times["GroundingHead"])
         print("forward and backward" if backward else "forward")
@@ -120,6 +121,13 @@ def main(rounds: int = 5) -> None:
             print(f"  {name:14} {middle:7.3f} s, fastest {best_of:.3f} s, {memory[name]:6.1f} MB at the peak{rate}")
         share = memory["GroundingHead"] / memory["resized first"]
         print(f"  {ratio:.2f} times as fast ({best:.2f} by the fastest), {share:.2f} of the memory")
+        if not backward:
+            what = "grounding head at Stable Diffusion 1.4's size, forward"
+            aims = [
+                aim(f"{what}: as fast as resizing first", ratio, ">=", 4, "x"),
+                aim(f"{what}: peak memory of resizing first", 100 * share, "<=", 100 / 3, "%"),
+            ]
+    settle(aims)
 
 
 if __name__ == "__main__":
@@ -127,4 +135,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         print(peak(sys.argv[-2], sys.argv[-1] == "1"))
     else:
-        main(*map(int, sys.argv[1:]))
+        main(*rounds())

@@ -1,5 +1,8 @@
-"""What several benchmarks share: times of jobs in turns, and the peak memory of one call in a process of its own."""
+"""What several benchmarks share: times of jobs in turns, the peak memory of one call in a process of its own, and what
+was aimed at, which `--write` keeps for the README."""
 
+import json
+import operator
 import subprocess
 import sys
 import time
@@ -35,3 +38,29 @@ def peak_in_own_process(*words: str) -> float:
     """What this script prints when it is called again with ``--peak`` and these words: MB."""
     line = [sys.executable, sys.argv[0], "--peak", *words]
     return float(subprocess.run(line, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+KEPT = Path(__file__).parents[1] / "results" / "paper" / "benchmarks.json"
+_MEETS = {">=": operator.ge, "<=": operator.le}
+
+
+def rounds() -> list[int]:
+    """The numbers on the command line."""
+    return [int(word) for word in sys.argv[1:] if word.isdigit()]
+
+
+def aim(what: str, measured: float, sign: str, target: float, unit: str) -> dict:
+    """One target: ``sign`` is ">=" or "<=", ``unit`` "x", "%" or "MB"."""
+    words = {"what": what, "measured": float(f"{measured:.3g}"), "target": f"{sign} {target:.3g}", "unit": unit}
+    return words | {"met": bool(_MEETS[sign](measured, target))}
+
+
+def settle(aims: list[dict]) -> None:
+    """Print targets beside what was measured; with `--write` on the command line also keep them."""
+    benchmark = Path(sys.argv[0]).name
+    for one in aims:
+        words = f"{one['measured']:g} {one['unit']}, target {one['target']}: {'met' if one['met'] else 'MISSED'}"
+        print(f"{one['what']}: {words}")
+    if "--write" in sys.argv:
+        known = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        KEPT.write_text(json.dumps(dict(sorted((known | {benchmark: aims}).items())), indent=1) + "\n")

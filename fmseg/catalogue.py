@@ -6,6 +6,7 @@ from fmseg import (
     claims,
     field_bugs_table,
     fmwiss_ablations,
+    fmwiss_bounded_table,
     fmwiss_causes_table,
     fmwiss_pseudo,
     fmwiss_tables,
@@ -27,10 +28,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     for e in (
         world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values(),
         *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, fmwiss_causes_table.EXPERIMENT,
-        freemask_real.EXPERIMENT, *freemask_tables.EXPERIMENTS.values(), freemask_truth.EXPERIMENT,
-        camvid_real.EXPERIMENT, freemask_camvid.EXPERIMENT, grounded_tables.T1, grounded_tables.NOVELTY,
-        grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS, grounded_tables.INVERSION,
-        zero_shot_table.T2, *across_tables.EXPERIMENTS.values(), field_bugs_table.EXPERIMENT,
+        fmwiss_bounded_table.EXPERIMENT, freemask_real.EXPERIMENT, *freemask_tables.EXPERIMENTS.values(),
+        freemask_truth.EXPERIMENT, camvid_real.EXPERIMENT, freemask_camvid.EXPERIMENT, grounded_tables.T1,
+        grounded_tables.NOVELTY, grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS,
+        grounded_tables.INVERSION, zero_shot_table.T2, *across_tables.EXPERIMENTS.values(), field_bugs_table.EXPERIMENT,
     )  # fmt: skip
 }
 

@@ -50,8 +50,8 @@ push_of_masks = Exercise(
             _pushed(*case) / len(case[2])
         ),
     },
-    learned="A zero mask pushes down everywhere, also where the thing is, and a class that the oracle knows badly is "
-    "not found most of the time.",
+    learned="A zero mask pushes down everywhere, also where the thing is, and a class that the oracle "
+    "does not find is pushed down wherever it was asked for.",
 )  # fmt: skip
 
 

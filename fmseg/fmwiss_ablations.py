@@ -54,6 +54,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("old classes as rivals", {"old_rivals": True}),
         Variant("no grounds as rivals", {"grounds": False}),
         Variant("softmax in place of min-max", {"rule": "softmax", "threshold": 0.5}),
+        Variant("threshold 0.5", {"threshold": 0.5}),
         Variant("keep 0.3 of the places", {"keep": 0.3}),
         Variant("keep 0.7 of the places", {"keep": 0.7}),
         Variant("keep 0.6 of the attention", {"keep": None, "mass": 0.6}),
@@ -69,6 +70,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("encoder held as WILSON's", {"encoder_weight": 1.0}),
         Variant("encoder rests in the warm-up", {"freeze_encoder": True}),
         Variant("no warm-up", {"warmup": 0.0}),
+        Variant("no teacher and twice as long", {"teacher": False}, length=2),
     ),
     "fmwiss-ab-memory": (
         Variant(STANDARD),
@@ -91,6 +93,7 @@ ROWS: dict[str, tuple[Variant, ...]] = {
         Variant("background not bounded for the teacher", {"bkg_min": False}),
         Variant("background not bounded for the student", {"student_bkg_min": False}),
         Variant("student's loss averaged over classes", {"reduction": "mean"}),
+        Variant("teacher's loss averaged over classes", {"teacher_reduction": "mean"}),
         Variant("both losses averaged over classes", {"reduction": "mean", "teacher_reduction": "mean"}),
         Variant("hard label against old classes too", {"hard_over": "all"}),
         Variant("hard label among new classes alone", {"hard_over": "new"}),
@@ -115,9 +118,13 @@ NOTES = {
     "fmwiss-ab-models": (
         "A self-supervised transformer with another objective; a CLIP that has seen nothing but the pictures and image "
         "labels of the task; rivals compete for pixels; softmax's scores are another scale and have a threshold of "
-        "their own; the last three rows read the paper's K = 70 in other ways (open choice 5)."
+        "their own; at threshold 0.5, our notes on the paper's, CLIP's scaled scores mark more; the last three rows "
+        "read the paper's K = 70 in other ways (open choice 5)."
     ),
-    "fmwiss-ab-teacher": "From `teacher of three convolutions` on: open choices 8 and 9.",
+    "fmwiss-ab-teacher": (
+        "From `teacher of three convolutions` on: open choices 8 and 9. Last: a step of twice the usual length, beside "
+        "`FMWISS trained twice as long` of `fmwiss-ab-data`."
+    ),
     "fmwiss-ab-memory": (
         "Standard: 50 instances a class, which short base steps do not fill. Into which share of the pictures it "
         "pastes, the note of table 2 says; the paper, it seems, into each."

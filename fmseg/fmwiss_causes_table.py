@@ -50,9 +50,9 @@ ROWS = (
 )
 
 
-def config_of(settings: Settings, cause: Cause, seed: int) -> dict[str, Any]:
+def config_of(settings: Settings, cause: Cause, seed: int, setting: str = SETTING) -> dict[str, Any]:
     """The run of a row at a seed."""
-    made = run_config(settings, cause.method, seed, SETTING, length=cause.length, **cause.changes)
+    made = run_config(settings, cause.method, seed, setting, length=cause.length, **cause.changes)
     return made | ({"causes": {"marks": cause.marks, "bound": cause.bound}} if cause.method == "fmwiss" else {})
 
 
@@ -109,5 +109,5 @@ def _cells(cause: Cause, runs: Mapping[int, dict]) -> dict[str, dict]:
 
 
 EXPERIMENT = replace(
-    incremental_tables.experiment(ID, STAGE, entries, build), module=MODULE, lenders=(), headline=False
+    incremental_tables.experiment(ID, STAGE, entries, build), module=MODULE, lenders=("fmwiss-bounded",), headline=False
 )  # fmt: skip

@@ -72,12 +72,20 @@ def variants(
     table: dict, labels: Sequence[str], standard: str = "FMWISS", columns: Sequence[str] = ("old", "new")
 ) -> tuple[Any, Rows]:
     """Rows of an ablation less its standard row, seed by seed, a panel a column."""
-    cells, rows = cells_of(table), []
-    figure, axes = _panels(1, len(columns), (3.9, 0.3 * len(labels) + 1.1), sharey=True)
-    for axis, column in zip(axes[0], columns, strict=True):
-        lines = [(label, _paired(cells[label][column], cells[standard][column])) for label in labels]
-        rows += [{"column": column} | row for row in _draw_dots(axis, lines, {})]
-        axis.set(title=f"{column} classes", xlabel="points of mIoU beside the standard row")
+    cells = cells_of(table)
+    return gains(
+        {column: [(label, _paired(cells[label][column], cells[standard][column])) for label in labels]
+         for column in columns}, "points of mIoU beside the standard row",
+    )  # fmt: skip
+
+
+def gains(panels: Mapping[str, Sequence[tuple[str, Mapping]]], words: str) -> tuple[Any, Rows]:
+    """Differences {seed: points} by label, a panel a group of classes; ``words`` name the axis."""
+    most, rows = max(map(len, panels.values())), []
+    figure, axes = _panels(1, len(panels), (3.9, 0.3 * most + 1.1), sharey=True)
+    for axis, (group, lines) in zip(axes[0], panels.items(), strict=True):
+        rows += [{"column": group} | row for row in _draw_dots(axis, lines, {})]
+        axis.set(title=f"{group} classes", xlabel=words)
     return figure, rows
 
 

@@ -41,7 +41,7 @@ def verdict_lines(found: Iterable[dict]) -> str:
     lines = []
     for entry in found:
         printed = entry["paper_values"].get("difference")
-        paper = f"; the paper: {_paper_values({'difference': printed})}" if printed else ""
+        paper = f"; the paper's {_paper_values({'difference': printed})}" if printed else ""
         measured = f": {effect(entry)} over {entry['n']} pairs" if entry["mean"] is not None else ""
         lines.append(f"* {entry['says']}: **{entry['text']}**{measured}{paper} (`{entry['id']}`)")
     return "\n".join(lines) or "No claim rests on this table."

@@ -14,7 +14,7 @@ NOTICE = {
     "paper": "Verdicts at the papers' scale.",
 }
 
-_HEAD = ("claim", "says", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
+_HEAD = ("claim", "measured", "n", "p (Holm)", "detectable", "over images", "verdict")
 LEGEND = (
     "*Measured*: mean over seed pairs with its t interval, in the table's unit. *p*: adjusted over the claims of "
     "one table. *Detectable*: the true effect (for a claim of equality the margin) at which these pairs earn the word "
@@ -52,8 +52,9 @@ def read(folder) -> dict:
 
 
 def markdown(claims: Sequence[dict]) -> str:
-    """Judged claims for people: :func:`table`, what its columns mean, :func:`details` of each."""
-    return "\n\n".join([table(claims), LEGEND, *map(details, claims)]) + "\n"
+    """Judged claims for people: :func:`table`, what its columns mean, and, folded away, :func:`details` of each."""
+    folded = "<details><summary>The papers' numbers and each claim's rule</summary>"
+    return "\n\n".join([table(claims), LEGEND, folded, *map(details, claims), "</details>"]) + "\n"
 
 
 def table(claims: Iterable[dict], verdict: bool = True) -> str:
@@ -66,7 +67,7 @@ def _line(claim, flags):
     p = "" if claim["p_holm"] is None else f"{claim['p_holm']:.2g}"
     detectable = "" if claim["detectable"] is None else f"{claim['detectable']:.1f}"
     says = claim["says"] + (f" (*{'; '.join(claim['flags'])}*)" if flags and claim["flags"] else "")
-    shown = [f"`{claim['id']}`", says, effect(claim), claim["n"], p, detectable]
+    shown = [f"{says}<br>`{claim['id']}`", effect(claim), claim["n"], p, detectable]
     shown += ["" if claim.get("images_why") else over_images(claim), claim["text"]]
     return [str(s).replace("|", "\\|").replace("\n", " ").strip() for s in shown]
 
@@ -103,11 +104,11 @@ def over_images(entry: dict, digits: int = 1) -> str:
 
 
 def paper_values(values: dict) -> str:
-    """The paper's numbers in words: "A 48.7, B 45.6 (STATED, README); difference 3.1 (COMPUTED)"."""
+    """The paper's numbers in words: "A: 48.7, B: 45.6 (STATED, README); difference: 3.1 (COMPUTED)"."""
     tag = ", ".join(values[k] for k in ("certainty", "source") if k in values)
     numbers = {name: v for name, v in values.items() if name not in ("certainty", "source")}
-    plain = ", ".join(f"{name} {v}" for name, v in numbers.items() if not isinstance(v, dict))
-    own = [f"{name} {v['value']} ({v['certainty']})" for name, v in numbers.items() if isinstance(v, dict)]
+    plain = ", ".join(f"{name}: {v}" for name, v in numbers.items() if not isinstance(v, dict))
+    own = [f"{name}: {v['value']} ({v['certainty']})" for name, v in numbers.items() if isinstance(v, dict)]
     return "; ".join([*([f"{plain} ({tag})"] if plain else []), *own])
 
 

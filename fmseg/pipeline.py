@@ -31,6 +31,7 @@ _HEAD = """\
 # fresh clone executes every notebook.
 """
 _CITED = re.compile(r"\{\{\s*cite\s+([a-z][a-z0-9-]*)/")
+BOOK_TEXTS = ("CHANGELOG.md", "CITATION.cff", "TRIED.md", report.SOURCE)  # pages that no notebook makes
 RESULTS = "results/${profile}"
 ZOO = "zoo/weights"  # files in git, the outs of no stage: `dvc repro` does not go on to the trainings of zoo/dvc.yaml
 
@@ -147,6 +148,7 @@ def _book(made: dict[str, dict], root: Path) -> dict:
         "deps": [".dvc/book", "book", *sorted(own | _shown(made, root))]
         + ([ZOO] if (root / ZOO).is_dir() else [])  # which models are shipped says which notebooks wait
         + [f"notebooks/{name}" for name in waiting]
+        + [name for name in BOOK_TEXTS if (root / name).is_file()]
         + sorted(path for path in left if re.fullmatch(rf"{re.escape(RESULTS)}/({'|'.join(read)})", path)),
         "params": ["profile", "profiles.${profile}"],
         "outs": [{f"{RESULTS}/{BOOK}": _kept()}],

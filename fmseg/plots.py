@@ -8,6 +8,7 @@ shape, lightness with the pattern.
 import colorsys
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,10 +27,12 @@ METHOD_COLOURS = {
 }
 IGNORED = (128, 128, 128)  # ignored pixels, in every picture
 BACKGROUND = (32, 32, 32)
+_DPI = 110
+_LETTER, _LINE = 5, 11  # pixels: the mean width of a letter of captions, and the height of a line
 _GOLDEN = 0.618034  # turns of the golden ratio spread hues evenly however many there are
 _STUFF = {
     "sky": (173, 216, 240), "sea": (49, 101, 156), "grass": (96, 160, 72), "sand": (226, 205, 150),
-    "brick": (160, 80, 64), "rock": (112, 112, 120), "snow": (244, 246, 250), "wood": (130, 92, 52),
+    "brick": (160, 80, 64), "rock": (122, 98, 140), "snow": (244, 246, 250), "wood": (130, 92, 52),
 }  # fmt: skip
 
 
@@ -141,21 +144,25 @@ def new(width: float = 6.4, height: float = 3.6):
 def png(figure) -> bytes:
     """The bytes of a figure's picture, to show what is not kept."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png", metadata={"Software": None})
+    figure.savefig(buffer, dpi=_DPI, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def save(figure, name: str, data: Iterable[Mapping], settings: Settings, stage: str) -> Path:
-    """Write a figure and, beside it, the csv of the numbers it shows.
+def save(
+    figure, name: str, data: Iterable[Mapping], settings: Settings, stage: str, of: Mapping | Sequence[Mapping] = ()
+) -> Path:
+    """Write a figure with a line under it that says where it is from and, beside it, the csv of the numbers it shows.
 
     Args:
         figure: a matplotlib figure.
         name: of the files, without ending.
         data: rows as {column: value}, all with the same columns; at least one.
         settings, stage: the files go to results/<profile>/figures/<stage>/.
+        of: the table, or tables, whose cells or runs are shown: their seeds, runs and records' hash go into the line.
 
     Returns:
-        The picture's path, <name>.png. Its bytes depend on the drawing alone, not on the time or the machine's name.
+        The picture's path, <name>.png. Its bytes depend on the drawing and the line alone, not on the time or the
+        machine's name.
     """
     rows = list(data)
     if not rows:
@@ -167,6 +174,39 @@ def save(figure, name: str, data: Iterable[Mapping], settings: Settings, stage: 
     writer.writerows(rows)
     write_files({folder / f"{name}.csv": text.getvalue()})
     path, part = folder / f"{name}.png", folder / f".{name}.png.part"
-    figure.savefig(part, dpi=110, format="png", metadata={"Software": None})
+    part.write_bytes(_captioned(png(figure), origin(name, settings, stage, [of] if isinstance(of, Mapping) else of)))
     part.replace(path)
     return path
+
+
+def origin(name: str, settings: Settings, stage: str, of: Sequence[Mapping] = ()) -> str:
+    """Where a figure is from, in words: profile, stage and name, and of each table in ``of`` what it rests on."""
+    said = [f"fmseg {settings.profile}, {stage}/{name}"]
+    for table in of:
+        rests_on = table.get("provenance", {})
+        seeds = [f"seeds {', '.join(map(str, rests_on['seeds']))}"] if rests_on.get("seeds") else []
+        facts = [*seeds, *(f"{key} {rests_on[key]}" for key in ("runs", "records") if key in rests_on)]
+        said.append(f"table {table['id']}" + (f": {', '.join(facts)}" if facts else ""))
+    return "; ".join(said)
+
+
+def _captioned(picture: bytes, words: str) -> bytes:
+    """A PNG with small grey words on a white strip below it, in as many lines as they need."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    above = Image.open(io.BytesIO(picture)).convert("RGB")
+    lines = textwrap.wrap(words, max(30, above.width // _LETTER))
+    height = _LINE * len(lines) + 4
+    strip = Figure(figsize=(above.width / _DPI, height / _DPI), dpi=_DPI)
+    strip.text(5 / above.width, 0.5, "\n".join(lines), fontsize=6, color="0.4", va="center", linespacing=1.2)
+    canvas = FigureCanvasAgg(strip)
+    canvas.draw()
+    below = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    both = Image.new("RGB", (above.width, above.height + below.height), "white")
+    both.paste(above)
+    both.paste(below, (0, above.height))
+    buffer = io.BytesIO()
+    both.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -27,7 +27,8 @@ def fill(text: str, settings: Settings) -> str:
 
 
 def part(name: str, settings: Settings) -> str:
-    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'zoo' or 'scale'."""
+    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'zoo', 'scale' or
+    'benchmarks'."""
     if name.startswith("table."):
         text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
         return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
@@ -41,7 +42,9 @@ def part(name: str, settings: Settings) -> str:
         return _zoo()
     if name == "scale":
         return _scale(settings)
-    known = "table.<id>, scoreboard, notebooks, times, zoo, scale"
+    if name == "benchmarks":
+        return _benchmarks(settings)
+    known = "table.<id>, scoreboard, notebooks, times, zoo, scale, benchmarks"
     raise ValueError(f"README: no generated part is called {name!r}; there are {known}")
 
 
@@ -121,6 +124,17 @@ def _scale(settings: Settings) -> str:
             f"| {m['model']} | {m['parameters'] / 1e6:.1f} | {m['batch']} x {m['crop']} | {m['step']:.3g} | "
             f"{m['batch'] / m['step']:.3g} | {m['picture']:.3g} | {m['memory'] / 1e9:.1f} | {m['device']} |"
         )
+    return "\n".join(lines)
+
+
+def _benchmarks(settings: Settings) -> str:
+    """What benchmarks/*.py --write measured beside its targets."""
+    lines = ["| measured side by side in one run | measured | target | script |", "|---|---|---|---|"]
+    for script, aims in tables.read_json(settings.root / "results" / "paper" / "benchmarks.json").items():
+        for one in aims:
+            unit, missed = f" {one['unit']}" if one["unit"] else "", "" if one["met"] else ", **missed**"
+            shown = f"{one['measured']:g}{unit} | {one['target']}{unit}{missed}"
+            lines.append(f"| {one['what']} | {shown} | [{script}](benchmarks/{script}) |")
     return "\n".join(lines)
 
 

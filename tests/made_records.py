@@ -5,7 +5,14 @@ import shutil
 import numpy as np
 from toys import ROOT
 
-from fmseg import fmwiss_ablations, fmwiss_causes_table, fmwiss_pseudo, fmwiss_tables, image_counts
+from fmseg import (
+    fmwiss_ablations,
+    fmwiss_bounded_table,
+    fmwiss_causes_table,
+    fmwiss_pseudo,
+    fmwiss_tables,
+    image_counts,
+)
 from fmseg.fmwiss_causes import FATES
 from fmseg.incremental_runs import EXAMPLES
 from fmseg.labelmaps import pack
@@ -15,7 +22,8 @@ from fmseg.records import run_key, write_record
 from fmseg.settings import load
 
 FAMILY = {**fmwiss_tables.EXPERIMENTS, **fmwiss_ablations.EXPERIMENTS, fmwiss_pseudo.ID: fmwiss_pseudo.EXPERIMENT}
-STAGED = {**FAMILY, fmwiss_causes_table.ID: fmwiss_causes_table.EXPERIMENT}  # what notebooks 15 to 18 make
+CAUSES = {e.id: e for e in (fmwiss_causes_table.EXPERIMENT, fmwiss_bounded_table.EXPERIMENT)}
+STAGED = FAMILY | CAUSES  # what notebooks 15 to 18 make
 
 
 def made_up(config, number=0):

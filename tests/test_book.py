@@ -59,6 +59,21 @@ def test_every_claim_that_is_tested_has_a_chapter():
     assert not lost
 
 
+KERNELS = {
+    "FreeMask": {"noise", "resample", "paradigms", "rectify", "segmenters", "metrics"},
+    "FMWISS": {"coseg", "contrast", "memory", "incremental"},
+    "Grounded Diffusion": {"taps", "grounding", "grounding_targets", "daam"},
+}
+
+
+def test_from_a_claim_it_is_two_steps_to_a_kernel():
+    found, kernels = chapters(load("mini", ROOT)), KERNELS | {ledger.ACROSS: set().union(*KERNELS.values())}
+    for claim in claims.testable(claims.load(ROOT / "claims.yaml")):
+        chapter = judged_in(claim["id"], found)
+        first = chapter.code[0] if chapter.code else "none"
+        assert first in kernels[claim["paper"]], f"{chapter.name}: its Code line begins with {first}, no kernel"
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [

@@ -10,8 +10,21 @@ from smallzoo import config, write_cards, write_zoo
 from torch import nn
 from toys import ROOT
 
-from fmseg import fmwiss, fmwiss_causes, fmwiss_causes_table, incremental, incremental_data, incremental_runs
+from fmseg import (
+    claims,
+    fmwiss,
+    fmwiss_bounded_table,
+    fmwiss_causes,
+    fmwiss_causes_table,
+    fmwiss_tables,
+    incremental,
+    incremental_data,
+    incremental_runs,
+)
+from fmseg.estimand import parse
 from fmseg.fmwiss_causes import EXPERTS, FATES, OLD, TRUTH, said
+from fmseg.fmwiss_tables import COLUMNS
+from fmseg.incremental_configs import SETTINGS
 from fmseg.provenance import closure
 from fmseg.records import run_key
 from fmseg.settings import load
@@ -179,3 +192,49 @@ def test_rows_differ_by_what_they_say_and_rest_on_what_trains_them(mini):
     code = set(closure(fmwiss_causes_table.MODULE, mini.root))
     assert {"fmseg.fmwiss", "fmseg.incremental_runs", "fmseg.wilson_step"} <= code
     assert not any("table" in name or "ablations" in name for name in code)
+
+
+def test_a_setting_is_a_row_and_what_was_known_is_borrowed(mini):
+    made = fmwiss_bounded_table.EXPERIMENT
+    table = made.table(mini, complete(made, mini))
+    rows = {r["label"]: r["cells"] for r in table["rows"]}
+    assert list(rows) == ["15-5 disjoint", "15-5 overlap", "10-10 disjoint", "10-10 overlap", "COCO-to-VOC"]
+    assert all(cell["n"] == 5 for cells in rows.values() for cell in cells.values())
+    assert rows["COCO-to-VOC"]["called background"]["mean"] == 20
+    asked = {run_key(config) for config in made.configs(mini)}
+    known = {run_key(config) for config in fmwiss_causes_table.EXPERIMENT.configs(mini)}
+    assert len(asked) == 25 and len(asked & known) == 5
+    assert made.lenders == (fmwiss_causes_table.ID,) and fmwiss_causes_table.EXPERIMENT.lenders == (made.id,)
+    assert set(rows) - set(fmwiss_bounded_table.LATER) == {fmwiss_causes_table.SETTING}
+
+
+def test_what_bounding_adds_is_paired_by_setting_and_seed():
+    def of(value):
+        return {"values": {"0": value, "1": value + 1}}
+
+    def like(row, value):
+        cells = {names["new"]: of(value + k) for k, names in enumerate(COLUMNS[id].values())}
+        return {"label": row, "cells": cells}
+
+    others = {}
+    for step, id in enumerate(COLUMNS):
+        others[id] = {"rows": [like("FMWISS", 10 * step), like("WILSON", 10 * step + 5)]}
+    bounded = {"rows": [{"label": name, "cells": {"new": of(100)}} for name in SETTINGS]}
+    bounded["rows"][0]["cells"]["new"]["values"].pop("1")
+    found = dict(fmwiss_bounded_table.less(bounded, others, "new"))
+    assert len(found) == 10 and found["15-5 disjoint, less FMWISS"] == {"0": 100}
+    assert found["15-5 overlap, less WILSON"] == {"0": 94, "1": 94}
+    assert found["COCO-to-VOC, less FMWISS"] == {"0": 80, "1": 80}
+
+
+def test_claims_leave_out_the_setting_in_which_it_was_found(mini):
+    made = [fmwiss_bounded_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values()]
+    found = {e.id: e.table(mini, complete(e, mini)) for e in made}
+    listed = [c for c in claims.load(ROOT / "claims.yaml") if c["id"].startswith("across.bounded.")]
+    assert len(listed) == 4 and all(c["note"].startswith("Of no paper") for c in listed)
+    for claim in listed:
+        formula = parse(claim["estimand"])
+        assert {row for id, row, _ in formula.cells if id == "fmwiss-bounded"} == set(fmwiss_bounded_table.LATER)
+        for id, label, column in formula.cells:
+            line = next(line for line in found[id]["rows"] if line["label"] == label)
+            assert line["cells"][column]["n"] == 5

@@ -235,7 +235,7 @@ def test_verdicts_belong_to_the_first_table_of_their_estimand(tmp_path):
     entry = {"says": "A is above B", "text": "supported in miniature", "mean": 2.0, "low": 1.0, "high": 3.0, "n": 5,
              "id": "x.y", "paper_values": {"difference": {"value": 3.5, "certainty": "COMPUTED"}}}  # fmt: skip
     line = reading.verdict_lines([entry])
-    assert line == ("* A is above B: **supported in miniature**: +2.0 [1.0, 3.0] over 5 pairs; the paper: difference "
+    assert line == ("* A is above B: **supported in miniature**: +2.0 [1.0, 3.0] over 5 pairs; the paper's difference: "
                     "3.5 (COMPUTED) (`x.y`)")  # fmt: skip
     assert reading.verdict_lines([]) == "No claim rests on this table."
 

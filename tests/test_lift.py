@@ -17,7 +17,7 @@ CELLS = [
     if cell["cell_type"] == "code"
 ]
 LISTED = re.search(r"kernels = \((.*?)\)\.split", CELLS[1], re.S).group(1).replace('"', "").split()
-KERNELS = [*LISTED, "stats", "power", "grounding_text"]
+KERNELS = [*LISTED, "stats", "power", "grounding_text", "grounding_targets"]
 BY_OTHERS = {"RectifiedAttnProcessor", "UnrectifiedAttnProcessor", "resized_positions"}  # `install` and models use them
 
 

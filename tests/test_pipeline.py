@@ -56,6 +56,7 @@ def test_the_book_rests_on_all_other_stages_and_waits_for_no_photographs():
     stage, names = STAGES[pipeline.BOOK], [name for name in STAGES if name != pipeline.BOOK]
     assert names == pipeline.stage_names(ROOT) and list(STAGES)[-1] == pipeline.BOOK
     assert {f"results/${{profile}}/notebooks/{name}.ipynb" for name in names} <= set(stage["deps"])
+    assert {"TRIED.md", "CHANGELOG.md", "CITATION.cff", "report.md"} <= set(stage["deps"]), "pages of their own"
     assert {"book", ".dvc/book", "results/${profile}/ledger.json", "fmseg/book.py"} <= set(stage["deps"])
     assert not [dep for dep in stage["deps"] if dep.startswith("results") and "camvid" in dep]
     every = {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}

@@ -1,7 +1,11 @@
 import csv
+import io
+import json
+import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from toys import ROOT
 
 from fmseg import plots
@@ -38,20 +42,31 @@ def test_a_word_that_is_no_class_has_no_colour():
 
 
 def test_a_figure_is_saved_with_its_numbers_and_the_same_way_twice(tmp_path):
-    settings = load("mini", ROOT)
-    settings = type(settings)(settings.profile, settings.values, tmp_path)
-    paths = []
-    for stage in ("one", "two"):
+    settings, paths = load("mini", ROOT), []
+    for folder in ("one", "two"):
+        settings = type(settings)(settings.profile, settings.values, tmp_path / folder)
         figure, axis = plots.new()
         axis.plot([1, 2], [3, 4])
-        paths.append(plots.save(figure, "line", [{"x": 1, "y": 3}, {"x": 2, "y": 4}], settings, stage))
+        paths.append(plots.save(figure, "line", [{"x": 1, "y": 3}, {"x": 2, "y": 4}], settings, "stage"))
     assert paths[0].read_bytes() == paths[1].read_bytes() and paths[0].stat().st_size > 1000
-    assert plots.png(figure) == paths[1].read_bytes()
+    plain, shown = (Image.open(io.BytesIO(b)) for b in (plots.png(figure), paths[0].read_bytes()))
+    assert shown.width == plain.width and plain.height + 10 < shown.height < plain.height + 40
+    assert np.array_equal(np.asarray(plain.convert("RGB")), np.asarray(shown)[: plain.height])
+    assert (np.asarray(shown)[plain.height :] < 160).any(), "words stand below"
     with paths[0].with_suffix(".csv").open() as file:
         assert list(csv.DictReader(file)) == [{"x": "1", "y": "3"}, {"x": "2", "y": "4"}]
     assert sorted(p.name for p in paths[0].parent.iterdir()) == ["line.csv", "line.png"]
     with pytest.raises(ValueError, match="`data` of figure 'none' is empty"):
         plots.save(figure, "none", [], settings, "one")
+
+
+def test_a_figure_says_where_it_is_from():
+    settings = load("mini", ROOT)
+    made = {"id": "fmwiss-t1", "provenance": {"stage": "15", "seeds": [0, 1, 4], "runs": 6, "records": "0f3a"}}
+    assert plots.origin("line", settings, "15_fmwiss_t1") == "fmseg mini, 15_fmwiss_t1/line"
+    said = plots.origin("line", settings, "15_fmwiss_t1", [made, {"id": "bare"}])
+    assert said.split("; ")[1:] == ["table fmwiss-t1: seeds 0, 1, 4, runs 6, records 0f3a", "table bare"]
+    assert plots.origin("x", settings, "y", [{"id": "none", "provenance": {"seeds": []}}]).endswith("; table none")
 
 
 def test_a_grid_shows_each_picture_in_its_place():
@@ -70,3 +85,11 @@ def test_a_key_names_every_class_in_the_colour_that_paint_gives_it():
     assert [text.get_text() for text in legend.get_texts()] == list(classes)
     shown = [np.round(np.multiply(patch.get_facecolor()[:3], 255)) for patch in legend.get_patches()]
     np.testing.assert_array_equal(shown, plots.paint(np.arange(3, dtype=np.uint8), classes))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")), ids=lambda path: path.stem[:2])
+def test_a_figure_that_needs_runs_names_their_table(path):
+    for cell in json.loads(path.read_text())["cells"]:
+        code = "".join(cell["source"])
+        if "plots.save(" in code and re.search(r'print\(f?"no runs? ', code):
+            assert re.search(r"plots\.save\(.*, settings, stage, .+\)", code), f"{cell['id']}: give its table as `of`"

@@ -69,9 +69,9 @@ def test_claims_stand_where_their_verdict_belongs(written):
     order = [
         "| 5 claims | supported |", "| P | 1 | 1 | 1 | 1 |", "| Q | 0 | 0 | 0 | 1 |", "## P", "### Scope", "All of it.",
         "### What held",
-        "| `p.t.1` | A above B | +3.0 [2.5, 3.5] | 5 | 0.01 | 1.0 | [2.0, 4.0] |\n",
-        "### What did not hold, and why", "| `p.t.2` | B \\| C above D |", "Because of `p.t.2`",
-        "### What these seeds leave open", "| `p.t.3` |", "### What is not tested", "* no table yet: u: `p.u.1`\n",
+        "| A above B<br>`p.t.1` | +3.0 [2.5, 3.5] | 5 | 0.01 | 1.0 | [2.0, 4.0] |\n",
+        "### What did not hold, and why", "| B \\| C above D<br>`p.t.2` |", "Because of `p.t.2`",
+        "### What these seeds leave open", "<br>`p.t.3` |", "### What is not tested", "* no table yet: u: `p.u.1`\n",
         "## Q",
         "### What is not tested", "* no table yet: u: `q.u.1`\n",
         f"## {report.RULES}", "**`p.t.1`** P, Table 1: A above B.",
@@ -82,11 +82,12 @@ def test_claims_stand_where_their_verdict_belongs(written):
         at += text[at:].index(part)
         places.append(at)
     rules = text[at:]
-    assert "The paper's numbers: A 64.0 (STATED, p)." in rules and "rule: test paired_t, alpha 0.05" in rules
+    assert "The paper's numbers: A: 64.0 (STATED, p)." in rules and "rule: test paired_t, alpha 0.05" in rules
     assert "Inconclusive: too few. Seeds that not all cells have: 4." in rules
     assert "Not tested: no table yet: u." in rules and ".." not in rules
     flagged = [claim("p.t.1", "supported", flags=["rule set after the run"]), *CLAIMS[1:]]
-    assert "| A above B (*rule set after the run*) |" in report.markdown({**LEDGER, "claims": flagged}, written)
+    shown = report.markdown({**LEDGER, "claims": flagged}, written)
+    assert "| A above B (*rule set after the run*)<br>`p.t.1` |" in shown
     assert "## What held" not in report.markdown({**LEDGER, "claims": CLAIMS[3:]}, {}), "no empty heading"
     with pytest.raises(ValueError, match="papers with claims, P, Q; got R"):
         report.markdown(LEDGER, {"R": {}})
@@ -108,8 +109,9 @@ def test_what_so_many_seeds_cannot_find_is_counted(written):
 
 def test_some_claims_alone():
     text = ledger.markdown(CLAIMS[:2])
-    assert text.startswith("| claim | says |") and text.count("\n| `p.t.") == 2
-    assert ledger.LEGEND in text and text.endswith("Over images alone: supported.\n")
+    assert text.startswith("| claim | measured |") and text.count("<br>`p.t.") == 2
+    assert ledger.LEGEND in text and text.endswith("Over images alone: supported.\n\n</details>\n")
+    assert text.index("<details>") > text.index(ledger.LEGEND), "rules are folded away"
 
 
 def test_what_is_contradicted_and_not_explained_is_found(written):
