@@ -27,8 +27,8 @@ def fill(text: str, settings: Settings) -> str:
 
 
 def part(name: str, settings: Settings) -> str:
-    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'zoo', 'scale' or
-    'benchmarks'."""
+    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'zoo', 'scale',
+    'one-picture' or 'benchmarks'."""
     if name.startswith("table."):
         text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
         return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
@@ -42,9 +42,12 @@ def part(name: str, settings: Settings) -> str:
         return _zoo()
     if name == "scale":
         return _scale(settings)
+    if name == "one-picture":
+        found = tables.read_json(settings.root / "results" / "paper" / "one_picture.json")
+        return "\n".join(f"* {line}" for line in found["report"])
     if name == "benchmarks":
         return _benchmarks(settings)
-    known = "table.<id>, scoreboard, notebooks, times, zoo, scale, benchmarks"
+    known = "table.<id>, scoreboard, notebooks, times, zoo, scale, one-picture, benchmarks"
     raise ValueError(f"README: no generated part is called {name!r}; there are {known}")
 
 
