@@ -106,7 +106,8 @@ def _times(settings: Settings) -> str:
 def _reruns(settings: Settings) -> str:
     """What `make rerun` found, a line a command; tables whose records have changed since are named."""
     path = settings.results / "reruns.json"
-    lines = ["| command | tables | cells inside their intervals | farthest off | took | on |", f"|{'---|' * 6}"]
+    lines = ["| command | tables | cells inside their intervals | farthest off | took | GB a process | on |"]
+    lines.append(f"|{'---|' * 7}")
     for what, found in (tables.read_json(path) if path.exists() else {}).items():
         words = what.split()[1:]
         scope = f" SCOPE={words.pop(0)}" if words[:1] in (["one"], ["all"]) else ""
@@ -114,12 +115,13 @@ def _reruns(settings: Settings) -> str:
         each = found["tables"].values()
         worst = max((t["farthest"] for t in each), key=lambda c: abs(c["again"] - c["committed"]) / c["tolerance"])
         since = [id for id, t in found["tables"].items() if _records_of(settings, id) != t["records"]]
+        memory = f"{found['memory'] / 1e9:.1f}" if "memory" in found else "not noted"
         lines.append(
             f"| `{command}` | {len(each)}{', other records now: ' + ', '.join(since) if since else ''} | "
             f"{sum(t['inside'] for t in each)} of {sum(t['cells'] for t in each)}"
             f"{'' if found['reproduced'] else ', **not reproduced**'} | "
             f"{worst['again']:.1f} for {worst['committed']:.1f} ± {worst['tolerance']:.1f} | "
-            f"{duration(found['seconds'])} | {found['cpu']}, {found['finished']} |"
+            f"{duration(found['seconds'])} | {memory} | {found['cpu']}, {found['finished']} |"
         )
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ interval reaches.
 
 import argparse
 import json
+import resource
 import shutil
 import sys
 import time
@@ -131,7 +132,8 @@ def failed(found: list[dict]) -> bool:
 
 def summary(found: list[dict], seconds: float, settings: Settings) -> dict[str, Any]:
     """What :func:`rerun` found, small enough to be kept: of each table how many cells were trained again and how many
-    lie inside their intervals, the one that lies farthest off, and the records that it was compared with."""
+    lie inside their intervals, the one that lies farthest off, and the records that it was compared with; then seconds,
+    processor and the peak memory of the largest process, which are this process's and its workers'."""
     made = {}
     for id in dict.fromkeys(c["table"] for c in found):
         cells = [c for c in found if c["table"] == id]
@@ -141,8 +143,10 @@ def summary(found: list[dict], seconds: float, settings: Settings) -> dict[str, 
         records = tables.read(settings.results / "tables" / f"{id}.json")["provenance"]["records"]
         inside = sum(c["ok"] for c in cells)
         made[id] = {"cells": len(cells), "inside": inside, "farthest": kept, "records": records}
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "tables": made, "reproduced": not failed(found), "seconds": round(seconds, 1), "cpu": machine()["cpu"],
+        "memory": 1024 * peak,  # bytes; of the largest process
         "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
 
