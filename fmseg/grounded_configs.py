@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from fmseg import configs, protocols, real_grounded_configs, zoo
+from fmseg import configs, protocols, real_grounded_configs, real_zero_shot_configs, zoo
 from fmseg.experiment import on_real_data
 from fmseg.segmenters import SCRATCH, zoo_backbone
 from fmseg.settings import Settings
@@ -168,7 +168,7 @@ def inversion(settings: Settings) -> list[dict]:
     return made
 
 
-@_or_at_paper_size()
+@_or_at_paper_size(real_zero_shot_configs.table_2)
 def table_2(settings: Settings) -> list[dict]:
     """Protocol II on both draws: synthetic rows and baselines."""
     made = []

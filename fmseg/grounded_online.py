@@ -42,6 +42,11 @@ Oracle = Callable[[ndarray], Sequence]  # picture (H, W, 3) uint8 -> instances, 
 PART = 10  # pairs a file
 KINDS = ("one", "two", "mixture")
 TEST_GUIDANCE = 7.5  # of pictures that are not learned from
+# what rich prompts add; ours, the "complicated prompts" of Model-E are unknown (dossier 5, item 19)
+RICH = (
+    "in a city street", "in a green field", "on a beach at sunset", "in a living room", "in a kitchen", "beside a lake",
+    "in the snow", "in a crowded market", "under a cloudy sky", "in a garden of flowers", "at night", "in the rain",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,15 +83,18 @@ def spoken(name: str) -> str:
 
 
 @torch.no_grad()
-def painted(pipe, classes: Sequence[str], seed: int, recipe: Recipe) -> tuple[ndarray, dict[str, list[Tensor]]]:
-    """One picture (H, W, 3) uint8 of one or two classes, and the U-Net's features at the recipe's step.
+def painted(
+    pipe, classes: Sequence[str], seed: int, recipe: Recipe, more: str = ""
+) -> tuple[ndarray, dict[str, list[Tensor]]]:
+    """One picture (H, W, 3) uint8 of one or two classes, and the U-Net's features at the recipe's step; ``more`` ends
+    the prompt.
 
     Raises:
         ValueError: the step is not one of the sampler's; guidance is off, so that there are no two halves.
     """
     if not 1 <= recipe.step <= recipe.steps:
         raise ValueError(f"`step` must be in [1, {recipe.steps}], counted from the clean end; got {recipe.step}")
-    taps, prompt = Taps(pipe.unet), image_prompt([spoken(name) for name in classes])
+    taps, prompt = Taps(pipe.unet), image_prompt([spoken(name) for name in classes]) + (more and f" {more}")
     latents = generate_latents(
         pipe, encode_prompts(pipe, [prompt]), sample_noise(noise_shape(pipe), [seed]), steps=recipe.steps,
         guidance=recipe.guidance, on_step=lambda k, t, x: taps if k == recipe.steps - recipe.step else None,
@@ -193,7 +201,7 @@ class PaintedPairs:
 
 def paint_pairs(
     pipe, head: GroundingHead, classes: Sequence[str], dataset: Sequence[str], count: int, folder: str | Path,
-    recipe: Recipe, *, kind: str = "mixture",
+    recipe: Recipe, *, kind: str = "mixture", rich: bool = False,
 ) -> PaintedPairs:  # fmt: skip
     """A synthetic set. Any number of processes call this with the same arguments; each paints what no other is at, and
     a set that was broken off goes on.
@@ -204,6 +212,7 @@ def paint_pairs(
         count: pairs, whole parts of :data:`PART`. folder: for the parts.
         recipe: sampler, feature step and seed count; the paper paints with guidance 7.5 here.
         kind: 'one' object, 'two', or 'mixture'.
+        rich: each prompt says more than the classes, one of :data:`RICH`, drawn for each picture.
 
     Raises:
         ValueError: unknown kind, a class that the data set lacks, not whole parts, or a folder with another set.
@@ -216,13 +225,15 @@ def paint_pairs(
     background, folder = tuple(dataset).index("background"), Path(folder)
     head.to(pipe.unet.device).eval()
     about = {"kind": kind, "classes": list(classes), "recipe": asdict(recipe), "head": weights_hash(head)}
+    about |= {"rich": list(RICH)} if rich else {}
     _same_set(folder / "about.json", about)
 
     @torch.no_grad()
     def pair(index: int) -> tuple[ndarray, ndarray]:
         generator = torch.Generator().manual_seed(number_of("pairs", kind, recipe.seed, index) % 2**63)
         named = draw_classes(tuple(classes), generator, objects)
-        image, features = painted(pipe, named, number_of("pairs", kind, recipe.seed, index, "noise"), recipe)
+        more = RICH[number_of("pairs", kind, recipe.seed, index, "rich") % len(RICH)] if rich else ""
+        image, features = painted(pipe, named, number_of("pairs", kind, recipe.seed, index, "noise"), recipe, more)
         logits = head(features, queries(pipe, named), size=image.shape[:2])
         labels = label_map(logits.cpu(), [ids[name] for name in named], background=background)
         return image, labels[0].numpy().astype(np.uint8)
@@ -254,6 +265,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--step", type=int, default=Recipe.step, help="of the features, from the clean end; paper 5")
     parser.add_argument("--count", type=int, default=10_000, help="pairs; the paper's numbers are 10000 and 110000")
     parser.add_argument("--kind", choices=KINDS, default="mixture", help="of pairs: objects in a picture")
+    parser.add_argument("--rich", action="store_true", help="of pairs: prompts say more than the classes")
     given = parser.parse_args(words)
     try:
         print(_head(given) if given.what == "head" else _pairs(given))
@@ -296,7 +308,8 @@ def _pairs(given) -> str:
     dataset = {"voc": names.VOC, "coco": names.COCO}[split.dataset]
     recipe = Recipe(steps=given.sampler_steps, step=given.step, guidance=TEST_GUIDANCE)
     folder = Path(given.out)
-    made = paint_pairs(pipe, head, split.classes, dataset, given.count, folder / "parts", recipe, kind=given.kind)
+    how = {"kind": given.kind, "rich": given.rich}
+    made = paint_pairs(pipe, head, split.classes, dataset, given.count, folder / "parts", recipe, **how)
     return f"{export.write(made, folder / 'voc', 'voc', 'train')}: {len(made)} pairs in VOC's layout"
 
 

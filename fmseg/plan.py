@@ -365,8 +365,8 @@ def plan(settings: Settings, stages: list[str], workers: int | None = None, prog
     for stage in stages:
         find(stage, tuple(names), "stage")
     for stage in stages or names:
-        made = [EXPERIMENTS[id] for id in made_by(stage) if EXPERIMENTS[id].configs(settings)]
         heads = [id for id in made_by(stage) if id.startswith("grounded-")] if on_real_data(settings) else []
+        made = [EXPERIMENTS[id] for id in made_by(stage) if id not in heads and EXPERIMENTS[id].configs(settings)]
         if heads:
             parts.append(plan_grounded.paper_report(stage, heads, settings, calibrate, progress))
         elif not made:
