@@ -124,7 +124,7 @@ def one_picture(
     half = sum(2 * t.numel() for tensors in features.values() for t in tensors)
     phases = {"step": sorted(whole[1:])[len(whole[1:]) // 2], "decode": decoding, "oracle": looking}
     phases |= {"forward": forward, "backward": backward}
-    return {"seconds": phases, "loss": float(loss.detach()), "features": half, "memory": _peak(device)}
+    return {"seconds": phases, "loss": float(loss.detach()), "features": half, "memory": peak(device)}
 
 
 def mask2former(seed: int = 0):
@@ -175,7 +175,8 @@ def _differences(marks: Sequence[float]) -> list[float]:
     return [b - a for a, b in zip(marks, marks[1:], strict=False)]
 
 
-def _peak(device: torch.device) -> int:
+def peak(device: torch.device) -> int:
+    """Bytes at the peak of a GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
