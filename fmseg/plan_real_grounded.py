@@ -159,5 +159,5 @@ def report(stage: str, tables: Iterable[str], settings: Settings, progress: bool
             lines.append(f"    python {job.format('paint', table)}  (on every device that shall help)")
             lines.append(f"    torchrun --standalone --nproc-per-node 8 {job.format('train', table)}")
         else:
-            lines.append(f"    python {job.format('train', table)} --only seed=0  (a process a device, each other runs)")
+            lines.append(f"    python {job.format('train', table)} --only seed=0  (others on each device)")
     return "\n".join(lines)
