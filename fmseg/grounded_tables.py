@@ -41,6 +41,11 @@ def ceiling(settings: Settings) -> str:
     return f"ceiling of a {grid(settings)}x{grid(settings)} grid"
 
 
+def sampler_steps(settings: Settings) -> int:
+    """Steps of the sampler in a profile."""
+    return settings.get(f"{'grounded_real' if on_real_data(settings) else 'grounded'}.sampling.steps")
+
+
 def pool(settings: Settings) -> str:
     """The note of every table: where pictures come from, what a seed fixes."""
     return TRAINED_ON_LINE if on_real_data(settings) else POOL
@@ -250,7 +255,7 @@ def timesteps(settings: Settings, records: list[dict | None]) -> dict:
         mine, say = _of(records, step=step), paper.five(paper.TIMESTEPS[of_paper])
         values = values_of(mine, _painted("scores"))
         rows.append(line(f"step {step}", values, COLUMNS, say, "INFERRED", any_record=bool(mine)))
-    steps = settings.get(f"{'grounded_real' if on_real_data(settings) else 'grounded'}.sampling.steps")
+    steps = sampler_steps(settings)
     idle = not_run(f"no step of this profile, which samples in {steps}")
     left_out = [step for step in CLAIMED_STEPS if step not in settings.get("grounded.timesteps")]
     rows += [row(f"step {step}", dict.fromkeys(COLUMNS, idle)) for step in left_out]
