@@ -83,12 +83,13 @@ def test_the_same_classes_in_every_row_from_what_records_say_of_pictures():
     counts[2, things + 4] += (0, 1, 0)  # class 4 in the other column
     kept = {"columns": columns, "counts": image_counts.pack(counts)}
     record = {"config": {"draw": "voc"}, "result": {"images": {"painted": kept}}}
-    four, six = draw_things("voc")[4], draw_things("voc")[6]
-    assert reading.of_classes(record, "one seen", [four], draw_things("voc")) == pytest.approx(75)
-    assert reading.of_classes(record, "one seen", [six, four], draw_things("voc")) == pytest.approx(50), "a mean over classes"
-    assert reading.of_classes(record, "one unseen", [four], draw_things("voc")) == 0
-    assert reading.of_classes(record, "one unseen", [four, six], draw_things("voc")) == 0, "no picture of the one, so the other alone"
-    assert reading.of_classes(record, "one unseen", [six], draw_things("voc")) is None
+    known = draw_things("voc")
+    four, six = known[4], known[6]
+    assert reading.of_classes(record, "one seen", [four], known) == pytest.approx(75)
+    assert reading.of_classes(record, "one seen", [six, four], known) == pytest.approx(50), "a mean over classes"
+    assert reading.of_classes(record, "one unseen", [four], known) == 0
+    assert reading.of_classes(record, "one unseen", [four, six], known) == 0, "no picture of the one, so the other alone"
+    assert reading.of_classes(record, "one unseen", [six], known) is None
 
 
 def test_classes_of_a_data_set_are_found_by_its_own_ids():
