@@ -88,7 +88,7 @@ def test_the_same_classes_in_every_row_from_what_records_say_of_pictures():
     assert reading.of_classes(record, "one seen", [four], known) == pytest.approx(75)
     assert reading.of_classes(record, "one seen", [six, four], known) == pytest.approx(50), "a mean over classes"
     assert reading.of_classes(record, "one unseen", [four], known) == 0
-    assert reading.of_classes(record, "one unseen", [four, six], known) == 0, "no picture of the one, so the other alone"
+    assert reading.of_classes(record, "one unseen", [four, six], known) == 0, "no picture of the one: the other"
     assert reading.of_classes(record, "one unseen", [six], known) is None
 
 
