@@ -109,8 +109,7 @@ def run(
         progress=progress, on_step=on_step,
     )  # fmt: skip
     counts = counted(Answering(model, classes), held_out, how, table, classes)
-    sets = [source.data for source in sources if source.name.startswith(PAINTED)]
-    labels = map(first_labels, sets)
+    labels = [first_labels(source) for source in sources if source.name.startswith(PAINTED)]
     more = scores(counts, split) | {
         "images": image_counts.pack(counts), "data": held_out.fingerprint()[:16],
         "sets": [{**what, "labels": some} for what, some in zip(config.get("sets", ()), labels, strict=True)],
@@ -218,9 +217,9 @@ def shared_head(config: Mapping, models: Models) -> GroundingHead:
     return head.eval().requires_grad_(False)
 
 
-def first_labels(pairs: Pairs) -> dict:
-    """The first label maps of a set, packed."""
-    return pack(np.stack([pairs[k].labels for k in range(min(EXAMPLES, len(pairs)))]))
+def first_labels(source: Photos) -> dict:
+    """The first label maps of a set in the split's ids, packed."""
+    return pack(source.table[np.stack([source.data[k].labels for k in range(min(EXAMPLES, len(source)))])])
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
