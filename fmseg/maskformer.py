@@ -1,7 +1,7 @@
 """MaskFormer (Cheng et al. 2021, arXiv 2107.06278), the segmenter of Grounded Diffusion's Protocol II, at its own size.
 
-Architecture: mmsegmentation's config files. Recipe: ZegFormer's on VOC and COCO-Stuff, whose evaluation the paper seems
-to follow (github.com/dingjiansw101/ZegFormer 8cb9e8f, configs/pascal_voc/Base-VOC-20.yaml and
+Architecture: mmsegmentation's config files. Recipe: ZegFormer's on VOC and COCO-Stuff, whose evaluation the paper
+follows (github.com/dingjiansw101/ZegFormer 8cb9e8f, configs/pascal_voc/Base-VOC-20.yaml and
 zegformer_R101_bs32_10k_vit16_voc.yaml; b1b211c, configs/coco-stuff/Base-COCOStuff-171.yaml). The paper names MaskFormer
 and no backbone; R-101 is ours (dossier 5.17).
 """
@@ -89,7 +89,9 @@ def _file(size: str):
 
 def check(size: str) -> str:
     """The size; a ValueError that lists what there is if there is no such one."""
-    return SIZES[find(size, SIZES, "size of maskformer")]
+    if size not in SIZES:
+        raise ValueError(f"`size` of maskformer must be one of {', '.join(SIZES)}; got {size!r}")
+    return size
 
 
 def model_config(size: str) -> dict[str, Any]:
@@ -211,7 +213,7 @@ def recipe(dataset: str, *, crop: int | None = None) -> Recipe:
             "resize_type": "ResizeShortestEdge",
             "max_size": _LONGEST * side,
         },
-        {"type": "RandomCrop", "crop_size": [side, side], "cat_max_ratio": 1.0},  # 1: whatever it shows
+        {"type": "RandomCrop", "crop_size": (side, side), "cat_max_ratio": 1.0},  # 1: whatever it shows
         {"type": "PhotoMetricDistortion"},
         {"type": "RandomFlip", "prob": 0.5},
     ]
