@@ -106,8 +106,9 @@ def _times(settings: Settings) -> str:
 def _reruns(settings: Settings) -> str:
     """What `make rerun` found, a line a command; tables whose records have changed since are named."""
     path = settings.results / "reruns.json"
-    lines = ["| command | tables | cells inside their intervals | farthest off | took | GB a process | on |"]
-    lines.append(f"|{'---|' * 7}")
+    heads = ("command", "tables", "cells inside their intervals", "farthest off", "took", "one core, by the records",
+             "GB a process", "on")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for what, found in (tables.read_json(path) if path.exists() else {}).items():
         words = what.split()[1:]
         scope = f" SCOPE={words.pop(0)}" if words[:1] in (["one"], ["all"]) else ""
@@ -121,7 +122,8 @@ def _reruns(settings: Settings) -> str:
             f"{sum(t['inside'] for t in each)} of {sum(t['cells'] for t in each)}"
             f"{'' if found['reproduced'] else ', **not reproduced**'} | "
             f"{worst['again']:.1f} for {worst['committed']:.1f} ± {worst['tolerance']:.1f} | "
-            f"{duration(found['seconds'])} | {memory} | {found['cpu']}, {found['finished']} |"
+            f"{duration(found['seconds'])} | {duration(found['recorded'])} | {memory} | "
+            f"{found['cpu']}, {found['finished']} |"
         )
     return "\n".join(lines)
 

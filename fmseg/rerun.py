@@ -130,10 +130,21 @@ def failed(found: list[dict]) -> bool:
     return far or sum(not c["ok"] for c in found) > by_chance(len(found))
 
 
-def summary(found: list[dict], seconds: float, settings: Settings) -> dict[str, Any]:
+def recorded_seconds(settings: Settings, scope: str, start: str = "") -> float:
+    """What the runs of a rerun took when their records were made, on one core of that machine; without what runs share
+    and what is made before them."""
+    total = 0.0
+    for experiment in chosen(start):
+        wanted = configs_of(experiment, settings, scope) if experiment.can_train() else []
+        total += sum(r["seconds"] for r in (experiment.record(settings, config) for config in wanted) if r)
+    return total
+
+
+def summary(found: list[dict], seconds: float, settings: Settings, recorded: float = 0.0) -> dict[str, Any]:
     """What :func:`rerun` found, small enough to be kept: of each table how many cells were trained again and how many
     lie inside their intervals, the one that lies farthest off, and the records that it was compared with; then seconds,
-    processor and the peak memory of the largest process, which are this process's and its workers'."""
+    processor and the peak memory of the largest process, which are this process's and its workers', and
+    ``recorded``, what :func:`recorded_seconds` says."""
     made = {}
     for id in dict.fromkeys(c["table"] for c in found):
         cells = [c for c in found if c["table"] == id]
@@ -147,6 +158,7 @@ def summary(found: list[dict], seconds: float, settings: Settings) -> dict[str, 
     return {
         "tables": made, "reproduced": not failed(found), "seconds": round(seconds, 1), "cpu": machine()["cpu"],
         "memory": 1024 * peak,  # bytes; of the largest process
+        "recorded": round(recorded, 1),
         "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
     }  # fmt: skip
 
@@ -177,7 +189,7 @@ def main() -> int:
     seconds = time.perf_counter() - started
     what = " ".join(["rerun", *([scope] if scope != "headline" else []), *([asked.tables] if asked.tables else [])])
     note_time(what, seconds, settings)
-    note(what, summary(found, seconds, settings), settings)
+    note(what, summary(found, seconds, settings, recorded_seconds(settings, scope, asked.tables)), settings)
     for c in found:
         word = "ok" if c["ok"] else "OUTSIDE"
         print(

@@ -122,6 +122,8 @@ def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monk
     rows = tables.read(settings.results / "tables/freemask-real.json")["rows"]
     assert len(found) == sum(len(row["cells"]) for row in rows)
     assert all(c["ok"] and c["again"] == c["committed"] for c in found)
+    records = stored(REAL, settings)
+    assert rerun.recorded_seconds(settings, "all") == pytest.approx(sum(r["seconds"] for r in records))
     assert not (settings.root / "build/rerun/mini/all").exists()  # the next one starts anew
     trained = {c["row"] for c in rerun.rerun(settings, progress=False) if "ceiling" not in c["row"]}
     assert trained == {"SegFormer"}, "the headline"
@@ -147,10 +149,10 @@ def test_what_a_rerun_found_is_kept_and_shown(settings):
     assert (kept["cells"], kept["inside"]) == (len(found), len(found) - 1)
     assert {k: kept["farthest"][k] for k in ("row", "column")} == {k: found[3][k] for k in ("row", "column")}
     rerun.note("rerun one freemask", rerun.summary(found, 61.0, settings), settings)
-    rerun.note("rerun", rerun.summary(found[:3], 5.0, settings), settings)
+    rerun.note("rerun", rerun.summary(found[:3], 5.0, settings, 90.0), settings)
     readme.take_times(settings)
     first, second = readme.part("reruns", settings).splitlines()[2:]
-    assert first.startswith("| `make rerun` | 1 | 3 of 3 | ") and "| 5 s |" in first
+    assert first.startswith("| `make rerun` | 1 | 3 of 3 | ") and "| 5 s | 1 min 30 s |" in first
     assert second.startswith(f"| `make rerun SCOPE=one TABLES=freemask` | 1 | {len(found) - 1} of {len(found)} | ")
     table["provenance"]["records"] = "others"
     tables.write(table, settings.results / "tables")
