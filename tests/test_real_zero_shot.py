@@ -149,9 +149,9 @@ def test_rich_prompts_say_more_and_are_a_function_of_the_picture(models, monkeyp
     made = (models.pipe, head, SPLIT.classes, names.VOC, 10)
     for folder in ("a", "b"):
         grounded_online.paint_pairs(*made, tmp_path / folder, recipe, rich=True)
-    pictures = [p for p in said if p.endswith(grounded_online.RICH)]
+    pictures = [p for p in said if p.endswith(grounded_online.ENDINGS)]
     assert len(pictures) == 20 and pictures[:10] == pictures[10:] and len(set(pictures)) > 5
-    assert "rich" in json.loads((tmp_path / "a/about.json").read_text())
+    assert "endings" in json.loads((tmp_path / "a/about.json").read_text())
     with pytest.raises(ValueError, match="holds pairs of another head or recipe"):
         grounded_online.paint_pairs(*made, tmp_path / "a", recipe)
 
