@@ -195,7 +195,10 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     said = report(measured, device)
     print(said)
     if given.write:
