@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from fmseg import configs, protocols, zoo
+from fmseg import configs, protocols, real_grounded_configs, real_zero_shot_configs, zoo
 from fmseg.experiment import on_real_data
 from fmseg.segmenters import SCRATCH, zoo_backbone
 from fmseg.settings import Settings
@@ -30,18 +30,27 @@ SYNTHETIC = {  # rows of Table 2 that train on synthetic sets: kinds, rich promp
 BASELINES = {"real seen alone": "seen-only", "ZS3-style": "zs3-style", "CLIP dense": CLIP_DENSE}
 
 
-def _in_miniature(make: Callable[[Settings], list[dict]]) -> Callable[[Settings], list[dict]]:
-    """No runs in a profile on real data: those are a matter of many GPUs, see :mod:`fmseg.plan`."""
-
-    @wraps(make)
-    def wrapped(settings: Settings) -> list[dict]:
-        return [] if on_real_data(settings) else make(settings)
-
-    return wrapped
+Runs = Callable[[Settings], list[dict]]
 
 
-def split_of(draw: str, number: int) -> protocols.ZeroShot:
-    """Split 1, 2 or 3 of the mini world's `voc` (15 seen, 5 unseen) or `coco` (32 and 8)."""
+def _or_at_paper_size(real: Runs = lambda settings: []) -> Callable[[Runs], Runs]:
+    """In a profile on real data other runs, by default none: some tables are of the mini world alone."""
+
+    def decorate(make: Runs) -> Runs:
+        @wraps(make)
+        def wrapped(settings: Settings) -> list[dict]:
+            return real(settings) if on_real_data(settings) else make(settings)
+
+        return wrapped
+
+    return decorate
+
+
+def split_of(draw: str, number: int, settings: Settings | None = None) -> protocols.ZeroShot:
+    """Split 1, 2 or 3 of the mini world's `voc` (15 seen, 5 unseen) or `coco` (32 and 8); where ``settings`` are given
+    and of real data, of VOC or COCO."""
+    if settings is not None and on_real_data(settings):
+        return real_grounded_configs.split_of(draw, number)
     return protocols.get(f"mini/grounded-{draw}-{number}")
 
 
@@ -97,7 +106,7 @@ def weights(*names: str) -> dict[str, str]:
     return {name: zoo.weights_hash(name) for name in names}
 
 
-@_in_miniature
+@_or_at_paper_size(real_grounded_configs.table_1)
 def table_1(settings: Settings) -> list[dict]:
     """Every draw and split: DAAM once, a head at every seed."""
     made = []
@@ -109,7 +118,7 @@ def table_1(settings: Settings) -> list[dict]:
     return made
 
 
-@_in_miniature
+@_or_at_paper_size()
 def novelty(settings: Settings) -> list[dict]:
     """Split 1 of `voc` on things of any word, whose masks the judge knows."""
     seen, test = split_of("voc", 1).seen, {"novel": settings.get("grounded.novel")}
@@ -118,14 +127,14 @@ def novelty(settings: Settings) -> list[dict]:
     return [daam(settings, "voc", seen, **changes), *heads]
 
 
-@_in_miniature
+@_or_at_paper_size(real_grounded_configs.table_3)
 def table_3(settings: Settings) -> list[dict]:
     """Split 1 of `voc` with and without zero masks."""
     seen = split_of("voc", 1).seen
     return [head(settings, s, "voc", seen, undetected=u) for u in ZERO_MASKS.values() for s in settings.get("seeds")]
 
 
-@_in_miniature
+@_or_at_paper_size(real_grounded_configs.table_4)
 def table_4(settings: Settings) -> list[dict]:
     """`coco` with ever more seen classes; as many pictures whatever their number, so painted of seen classes alone."""
     split, what = split_of("coco", 1), {"from": "painted", "of": "seen", **settings.get("grounded.pictures_seen")}
@@ -136,7 +145,7 @@ def table_4(settings: Settings) -> list[dict]:
     ]
 
 
-@_in_miniature
+@_or_at_paper_size(real_grounded_configs.timesteps)
 def timesteps(settings: Settings) -> list[dict]:
     """Split 1 of `voc`, features of ever noisier steps."""
     seen = split_of("voc", 1).seen
@@ -147,7 +156,7 @@ def timesteps(settings: Settings) -> list[dict]:
     ]
 
 
-@_in_miniature
+@_or_at_paper_size()
 def inversion(settings: Settings) -> list[dict]:
     """Split 1 of `voc`: painted pictures against real ones, inverted; scored on painted and on real pictures."""
     seen, real = split_of("voc", 1).seen, settings.get("grounded.real")
@@ -159,7 +168,7 @@ def inversion(settings: Settings) -> list[dict]:
     return made
 
 
-@_in_miniature
+@_or_at_paper_size(real_zero_shot_configs.table_2)
 def table_2(settings: Settings) -> list[dict]:
     """Protocol II on both draws: synthetic rows and baselines."""
     made = []

@@ -1,6 +1,7 @@
 """The oracle at the paper's size: an instance segmenter of COCO from transformers, as this project's instances.
 
-The paper's is mmdetection's Mask R-CNN with Swin-S, which needs compiled operators; Mask2Former for instances on COCO
+The paper's is mmdetection's Mask R-CNN with Swin-S, which needs compiled operators (:mod:`fmseg.mask_rcnn` has its
+architecture); Mask2Former for instances on COCO
 finds the same classes. Weights are read from a folder, or by a name such as
 "facebook/mask2former-swin-small-coco-instance", which is downloaded if it is not in the hub's cache.
 """
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import torch
 from numpy import ndarray
 
+from fmseg import mask_rcnn
 from fmseg.oracle import Instance
 
 LEAST = 0.05  # score below which nothing is handed on, mmdetection's default
@@ -25,8 +27,10 @@ def load(source: str, *, device="cpu") -> tuple[Callable[[ndarray], list[Instanc
         Picture (H, W, 3) uint8 RGB -> instances, best first, ``label`` a place in the names; the names.
 
     Raises:
-        ValueError: the source cannot be read; says how to get it.
+        ValueError: the source cannot be read; says how to get it. RuntimeError: the paper's Mask R-CNN is asked for.
     """
+    if "mask-rcnn" in source.lower().replace("_", "-"):
+        raise RuntimeError(mask_rcnn.WHY_NOT)
     from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
     try:

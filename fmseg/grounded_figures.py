@@ -75,7 +75,7 @@ def dots(table: Mapping, rows: Mapping[str, str], columns: Sequence[str], title:
     axis.tick_params(axis="x", labelsize=8)
     alike = {colour: [label for label, its in rows.items() if its == colour] for colour in rows.values()}
     for colour, labels in alike.items():
-        axis.plot([], [], "o", ms=4, color=colour, label=commonprefix(labels).strip())
+        axis.plot([], [], "o", ms=4, color=colour, label=commonprefix(labels).strip().removesuffix(" split"))
     longest = max(len(commonprefix(labels)) for labels in alike.values())
     columns_of_legend = max(1, min(len(alike), round(14 * wide / (longest + 4))))  # so many letters fit an inch
     figure.legend(frameon=False, fontsize=7, ncols=columns_of_legend, loc="outside lower center")

@@ -1,7 +1,7 @@
 """Grounded Diffusion at the paper's size: one picture through Stable Diffusion 1.4's architecture, and what all of it
 would cost on this machine. Weights are random, nothing is downloaded.
 
-    python -m fmseg.grounded_full [--steps 3] [--no-oracle]
+    python -m fmseg.grounded_full [--steps 3] [--no-oracle] [--write]
 
 Sampling, taps, an oracle's look (Mask2Former; the paper's Mask R-CNN needs compiled operators), the head forward, its
 loss and the backward are timed one by one; the rest is arithmetic. Pictures are independent, each a function of its own
@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,9 @@ from fmseg.cite import duration
 from fmseg.grounding import GroundingHead
 from fmseg.grounding_targets import grounding_loss, oracle_targets
 from fmseg.grounding_text import class_queries, image_prompt, query_prompts, token_positions
+from fmseg.settings import project_root
 from fmseg.stable_diffusion import decode, encode_prompts, generate_latents, sample_noise
+from fmseg.tables import json_text, write_files
 from fmseg.taps import Taps, guidance_halves
 from fmseg.zoo_configs import SCHEDULER, TEXT_ENCODER, UNET, VAE
 
@@ -40,6 +43,7 @@ TEXT_14 = TEXT_ENCODER | dict(
 STEPS, GUIDANCE = 50, 5.0  # of the paper's training pictures
 ITERATIONS = 5000  # a picture each; IOSD says that the official head converges in about as many on VOC
 SYNTHETIC = {"voc": 10_000, "coco": 110_000}  # pairs for Protocol II
+KEPT = Path("results", "paper", "one_picture.json")
 MODULES = {"voc": 4, "coco": 3}  # heads to train: three splits, and on VOC a fourth for ZS3's
 
 
@@ -120,7 +124,7 @@ def one_picture(
     half = sum(2 * t.numel() for tensors in features.values() for t in tensors)
     phases = {"step": sorted(whole[1:])[len(whole[1:]) // 2], "decode": decoding, "oracle": looking}
     phases |= {"forward": forward, "backward": backward}
-    return {"seconds": phases, "loss": float(loss.detach()), "features": half, "memory": _peak(device)}
+    return {"seconds": phases, "loss": float(loss.detach()), "features": half, "memory": peak(device)}
 
 
 def mask2former(seed: int = 0):
@@ -171,7 +175,8 @@ def _differences(marks: Sequence[float]) -> list[float]:
     return [b - a for a, b in zip(marks, marks[1:], strict=False)]
 
 
-def _peak(device: torch.device) -> int:
+def peak(device: torch.device) -> int:
+    """Bytes at the peak of a GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -181,6 +186,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fmseg.grounded_full", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=3, help="of the sampler, of which one is timed; default 3")
     parser.add_argument("--no-oracle", action="store_true", help="leave Mask2Former out")
+    parser.add_argument("--write", action="store_true", help=f"keep what is found for the README, in {KEPT}")
     given = parser.parse_args(words)
     try:
         pipe = random_pipeline()
@@ -189,8 +195,14 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"fmseg: {error}", file=sys.stderr)
         return 1
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(report(measured, device))
+    threads = torch.get_num_threads()
+    device = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    said = report(measured, device)
+    print(said)
+    if given.write:
+        write_files({project_root() / KEPT: json_text(measured | {"device": device, "report": said.splitlines()})})
     return 0
 
 

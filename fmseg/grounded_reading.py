@@ -7,6 +7,7 @@ import numpy as np
 from fmseg import image_counts
 from fmseg.datasets import get_draw
 from fmseg.grounded_images import MILLION
+from fmseg.names import COCO, VOC
 from fmseg.tables import cell as cell_of
 from fmseg.tables import mean_sd
 
@@ -49,7 +50,7 @@ def between_columns(table: Mapping, rows: Iterable[str], pairs: Sequence[tuple[s
     return "\n".join(lines)
 
 
-def of_classes(record: Mapping, column: str, names: Sequence[str]) -> float | None:
+def of_classes(record: Mapping, column: str, names: Sequence[str], known: Sequence[str]) -> float | None:
     """Percent: a run's mean IoU over some classes of a column, from what its record says of each test picture.
 
     Table 4 means over all seen, or all unseen, classes, which are others in every row; the same ones can be compared.
@@ -57,9 +58,11 @@ def of_classes(record: Mapping, column: str, names: Sequence[str]) -> float | No
     Args:
         record: of a head on painted test pictures. column: of Protocol I. names: classes; those that no test picture of
             the column shows are left out, and None is returned where that is all of them.
+        known: all classes of the draw or data set, in any order.
     """
-    kept, classes = record["result"]["images"]["painted"], get_draw(record["config"]["draw"]).classes
-    things = [name for name in classes if name != "background"]
+    kept, draw = record["result"]["images"]["painted"], record["config"]["draw"]
+    by_id = (get_draw(draw).classes, {"voc": VOC, "coco": COCO}[draw])
+    things = next([c for c in classes if c != "background"] for classes in by_id if set(known) <= set(classes))
     sums = image_counts.unpack(kept["counts"]).sum(0).reshape(len(kept["columns"]), len(things), -1)
     total, count = sums[kept["columns"].index(column), [things.index(name) for name in names], :2].T
     there = count > 0

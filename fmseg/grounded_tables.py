@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fmseg import grounded_configs as configs
 from fmseg import grounded_paper as paper
-from fmseg.experiment import Experiment, provenance
+from fmseg.experiment import Experiment, on_real_data, provenance
 from fmseg.grounded_images import averages, looks
 from fmseg.grounded_scores import COLUMNS
 from fmseg.second_look import Run
@@ -17,14 +17,38 @@ MISSING, EMPTY = "no record of its runs", "the oracle found what was asked for i
 KINDS = ("seen", "new combination", "one new word", "both words new")
 HEADLINE_STEPS = (1, 4, 7, 10, 12)
 CLAIMED_STEPS = (1, 2, 12)  # rows that claims read; in a profile without them they say so
-GRID = 16  # cells a side of the head's logits
-CEILING = f"ceiling of a {GRID}x{GRID} grid"
+MINI_GRID, REAL_GRID = 16, 64  # cells a side of the head's logits: those of the generator's latents
 POOL = (
     "One pool of painted pictures serves all seeds; a seed fixes which share of them a head sees, its initial weights "
     "and their order. Test pictures are fixed; a picture counts where the oracle finds every class that was asked for. "
     "DAAM learns nothing: its value is the same for every seed, and its best threshold is chosen on the test pictures."
 )
+TRAINED_ON_LINE = (
+    "At the paper's size a head learns on line, from pictures that are painted for it; a seed fixes these and its "
+    "initial weights. Test pictures are fixed; a picture counts where the oracle finds every class that was asked for. "
+    "DAAM learns nothing: its value is the same for every seed, and its best threshold is chosen on the test pictures."
+)
 Values = dict[str, dict[int, float]]  # column -> seed -> percent
+
+
+def grid(settings: Settings) -> int:
+    """Cells a side of the head's logits in a profile."""
+    return REAL_GRID if on_real_data(settings) else MINI_GRID
+
+
+def ceiling(settings: Settings) -> str:
+    """Label of the row with what that grid keeps of the masks that answers are compared with."""
+    return f"ceiling of a {grid(settings)}x{grid(settings)} grid"
+
+
+def sampler_steps(settings: Settings) -> int:
+    """Steps of the sampler in a profile."""
+    return settings.get(f"{'grounded_real' if on_real_data(settings) else 'grounded'}.sampling.steps")
+
+
+def pool(settings: Settings) -> str:
+    """The note of every table: where pictures come from, what a seed fixes."""
+    return TRAINED_ON_LINE if on_real_data(settings) else POOL
 
 
 def values_of(records: Iterable[Mapping], read: Callable[[Mapping], Mapping], prefix: str = "") -> Values:
@@ -77,32 +101,38 @@ def _pooled(record: Mapping) -> dict:
     return {column: {"miou": found["pooled"]} for column, found in _painted("scores")(record).items()}
 
 
+def tested(records: Sequence[Mapping], read: Callable[[Mapping], Mapping], what: str = "") -> str:
+    """A sentence of a note: how many test pictures count in each column; empty without a record."""
+    counts = [f"{column} {found['pictures']}" for record in records for column, found in read(record).items()]
+    return f" Test pictures that count{f', {what}' if what else ''}: {', '.join(counts)}." if counts else ""
+
+
 def ceiling_row(settings: Settings, records: Sequence[Mapping]) -> dict:
     """What the masks that answers are compared with keep of themselves on the head's grid; of the first record that
     says so, since test pictures are the same for all."""
     there = [r for r in records if r and "painted" in r["result"].get("ceiling", {})][:1]
-    values = values_of(there, lambda r: r["result"]["ceiling"]["painted"][str(GRID)])
-    return line(CEILING, for_all(values, settings.get("seeds")), COLUMNS, any_record=bool(there))
+    values = values_of(there, lambda r: r["result"]["ceiling"]["painted"][str(grid(settings))])
+    return line(ceiling(settings), for_all(values, settings.get("seeds")), COLUMNS, any_record=bool(there))
 
 
 def table_1(settings: Settings, records: list[dict | None]) -> dict:
     """The table `grounded-t1`: DAAM and heads on three splits of two draws."""
     columns = [f"{draw} {column}" for draw in paper.DRAWS for column in COLUMNS]
     kinds = {"DAAM 0.4": None, "DAAM best": paper.DAAM, "head": paper.HEAD, "head pooled": None}
-    kinds |= {CEILING: None}
+    kinds |= {ceiling(settings): None}
     made: dict[str, list[tuple[Values, bool]]] = {kind: [] for kind in kinds}
     for number in configs.SPLITS:
         parts: dict[str, Values] = {kind: {} for kind in kinds}
         there: dict[str, bool] = dict.fromkeys(kinds, False)
         for draw in paper.DRAWS:
-            seen = list(configs.split_of(draw, number).seen)
+            seen = list(configs.split_of(draw, number, settings).seen)
             mine = {m: _of(records, method=m, draw=draw, seen=seen) for m in ("daam", "head")}
             reads = {
                 "DAAM 0.4": ("daam", _painted("fixed")),
                 "DAAM best": ("daam", _painted("scores")),
                 "head": ("head", _painted("scores")),
                 "head pooled": ("head", _pooled),
-                CEILING: ("daam", lambda r: r["result"]["ceiling"]["painted"][str(GRID)]),
+                ceiling(settings): ("daam", lambda r: r["result"]["ceiling"]["painted"][str(grid(settings))]),
             }
             for kind, (method, read) in reads.items():
                 values = values_of(mine[method], read, f"{draw} ")
@@ -122,7 +152,7 @@ def table_1(settings: Settings, records: list[dict | None]) -> dict:
         rows.append(line(f"{kind} average", averaged(of_splits), columns, say, any_record=any_record))
     return table(
         "grounded-t1", "Masks of painted pictures, seen and unseen classes", "Grounded Diffusion, Table 1", "% IoU",
-        columns, rows, note=f"{POOL} Slips of the paper: {'; '.join(paper.SLIPS)}.",
+        columns, rows, note=f"{pool(settings)} Slips of the paper: {'; '.join(paper.SLIPS)}.",
         provenance=provenance(T1, settings, records),
     )  # fmt: skip
 
@@ -136,7 +166,7 @@ def looks_1(settings: Settings, records: list[dict | None]) -> list[Run]:
         }.items():  # fmt: skip
             several = []
             for number in configs.SPLITS:
-                mine = _of(records, method=method, draw=draw, seen=list(configs.split_of(draw, number).seen))
+                mine = _of(records, method=method, draw=draw, seen=list(configs.split_of(draw, number, settings).seen))
                 alike = seeds if method == "daam" else None
                 several.append(looks(f"{kind} split {number}", mine, alike, f"{draw} ", key))
             found += [run for runs in several for run in runs if kind != "DAAM 0.4"]
@@ -157,14 +187,14 @@ def novelty(settings: Settings, records: list[dict | None]) -> dict:
         line("DAAM best", of_daam(lambda r: r["result"]["scores"]["novel"]), KINDS, any_record=bool(daam)),
         line("DAAM 0.4", of_daam(lambda r: r["result"]["fixed"]["novel"]), KINDS, any_record=bool(daam)),
         line(
-            CEILING, of_daam(lambda r: r["result"]["ceiling"]["novel"][str(GRID)]), KINDS,
+            ceiling(settings), of_daam(lambda r: r["result"]["ceiling"]["novel"][str(grid(settings))]), KINDS,
             any_record=bool(daam),
         ),
     ]  # fmt: skip
     return table(
         "grounded-novelty", "Unseen things by how new their words are", "Mini world; no counterpart in the paper",
         "% IoU", list(KINDS), rows, provenance=provenance(NOVELTY, settings, records),
-        note=f"{POOL} Here the oracle is the judge, which knows every word and has taught nobody.",
+        note=f"{pool(settings)} Here the oracle is the judge, which knows every word and has taught nobody.",
     )  # fmt: skip
 
 
@@ -177,7 +207,7 @@ def table_3(settings: Settings, records: list[dict | None]) -> dict:
     rows.append(ceiling_row(settings, records))
     return table(
         "grounded-t3", "Zero masks for what the oracle did not find", "Grounded Diffusion, Table 3", "% IoU",
-        list(COLUMNS), rows, note=POOL, provenance=provenance(T3, settings, records),
+        list(COLUMNS), rows, note=pool(settings), provenance=provenance(T3, settings, records),
     )  # fmt: skip
 
 
@@ -188,24 +218,25 @@ def looks_3(settings: Settings, records: list[dict | None]) -> list[Run]:
 
 def table_4(settings: Settings, records: list[dict | None]) -> dict:
     """The table `grounded-t4`: ever more seen classes of `coco`; the pool of unseen classes shrinks with them."""
-    rows, total = [], len(configs.split_of("coco", 1).classes)
+    rows, tests, total = [], [], len(configs.split_of("coco", 1, settings).classes)
     for count, printed in zip(settings.get("grounded.seen_classes"), paper.SEEN_CLASSES.values(), strict=True):
         mine = [r for r in records if r and len(r["config"]["seen"]) == count]
         values = values_of(mine, _painted("scores"))
         rows.append(line(seen_label(count, total), values, COLUMNS, paper.five(printed), any_record=bool(mine)))
+        tests.append(tested(mine[:1], _painted("scores"), seen_label(count, total)))
     rows.append(ceiling_row(settings, mine))  # columns are about other classes in every row; these are the last one's
     return table(
         "grounded-t4", "The number of seen classes", "Grounded Diffusion, Table 4", "% IoU", list(COLUMNS), rows,
-        note=f"{POOL} The paper's rows are 5, 20, 35, 50 and 65 of 80 classes, ours the same shares of {total}. In the "
-        "order in which classes are added the paper's is not recovered; ours is the split's own. The ceiling is of the "
-        "last row's columns.",
+        note=f"{pool(settings)} The paper's rows are 5, 20, 35, 50 and 65 of 80 classes, ours the same shares of "
+        f"{total}. In the order in which classes are added the paper's is not recovered; ours is the split's own. The "
+        f"ceiling is of the last row's columns.{''.join(tests)}",
         provenance=provenance(T4, settings, records),
     )  # fmt: skip
 
 
 def looks_4(settings: Settings, records: list[dict | None]) -> list[Run]:
     """Table 4 by test picture: the same pictures in all rows, each in the column that a row's seen classes give it."""
-    found, total = [], len(configs.split_of("coco", 1).classes)
+    found, total = [], len(configs.split_of("coco", 1, settings).classes)
     for count in settings.get("grounded.seen_classes"):
         mine = [r for r in records if r and len(r["config"]["seen"]) == count]
         found += looks(seen_label(count, total), mine)
@@ -224,7 +255,7 @@ def timesteps(settings: Settings, records: list[dict | None]) -> dict:
         mine, say = _of(records, step=step), paper.five(paper.TIMESTEPS[of_paper])
         values = values_of(mine, _painted("scores"))
         rows.append(line(f"step {step}", values, COLUMNS, say, "INFERRED", any_record=bool(mine)))
-    steps = settings.get("grounded.sampling.steps")
+    steps = sampler_steps(settings)
     idle = not_run(f"no step of this profile, which samples in {steps}")
     left_out = [step for step in CLAIMED_STEPS if step not in settings.get("grounded.timesteps")]
     rows += [row(f"step {step}", dict.fromkeys(COLUMNS, idle)) for step in left_out]
@@ -232,8 +263,8 @@ def timesteps(settings: Settings, records: list[dict | None]) -> dict:
     return table(
         "grounded-timesteps", "Features by denoising step", "Grounded Diffusion, supplement, plot over timesteps",
         "% IoU", list(COLUMNS), rows, provenance=provenance(TIMESTEPS, settings, records),
-        note=f"{POOL} Steps are counted from the clean end, of {steps}; beside each stands the paper's step of 50 "
-        "whose noise is nearest, read from its plot by eye.",
+        note=f"{pool(settings)} Steps are counted from the clean end, of {steps}; beside each stands the paper's step "
+        "of 50 whose noise is nearest, read from its plot by eye.",
     )  # fmt: skip
 
 
@@ -253,15 +284,15 @@ def inversion(settings: Settings, records: list[dict | None]) -> dict:
         mine = [r for r in records if r and r["config"]["pictures"]["from"] == source]
         rows.append(line(label, values_of(mine, _with_real), columns, any_record=bool(mine)))
     there = [r for r in records if r and "against truth" in r["result"]][:1]
-    for name, label in {"oracle": "the oracle itself", f"ceiling {GRID}": CEILING}.items():
+    for name, label in {"oracle": "the oracle itself", f"ceiling {grid(settings)}": ceiling(settings)}.items():
         values = values_of(there, lambda r, name=name: r["result"]["against truth"][name], "real ")
         rows.append(line(label, for_all(values, settings.get("seeds")), columns[-4:-2], any_record=bool(there)))
     return table(
         "grounded-inversion", "Real pictures by DDIM inversion, with true masks",
         "Grounded Diffusion, section on inversion; its numbers are not recovered", "% IoU", columns, rows,
-        note=f"{POOL} Real pictures are of the validation set, inverted and painted again: 'real' is against the true "
-        "masks, 'oracle's masks' against what the oracle sees in the picture as painted again. The oracle's own row "
-        "says how far its masks are from the truth.",
+        note=f"{pool(settings)} Real pictures are of the validation set, inverted and painted again: 'real' is against "
+        "the true masks, 'oracle's masks' against what the oracle sees in the picture as painted again. The oracle's "
+        f"own row says how far its masks are from the truth.{tested(there[:1], _with_real)}",
         provenance=provenance(INVERSION, settings, records),
     )  # fmt: skip
 
@@ -295,8 +326,9 @@ def _experiment(id: str, stage: str, make, build, headline=True, by_image=None) 
     """Tables of Protocol I share runs: the head of split 1 of `voc` stands in three of them."""
     lenders = tuple(other for other in FAMILY if other != id)
     return Experiment(
-        id, stage, "fmseg.grounded_runs", make, build, cell_of, headline=headline, lenders=lenders, by_image=by_image
-    )
+        id, stage, "fmseg.grounded_runs", make, build, cell_of, headline=headline, lenders=lenders, by_image=by_image,
+        real="fmseg.real_grounded",
+    )  # fmt: skip
 
 
 T1 = _experiment("grounded-t1", "32_protocol_one", configs.table_1, table_1, by_image=looks_1)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmseg import on_disk, plan_grounded, plan_real_freemask
+from fmseg import on_disk, plan_grounded, plan_real_freemask, plan_real_grounded
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.cite import duration
 from fmseg.experiment import Experiment, on_real_data
@@ -365,10 +365,10 @@ def plan(settings: Settings, stages: list[str], workers: int | None = None, prog
     for stage in stages:
         find(stage, tuple(names), "stage")
     for stage in stages or names:
-        made = [EXPERIMENTS[id] for id in made_by(stage) if EXPERIMENTS[id].configs(settings)]
         heads = [id for id in made_by(stage) if id.startswith("grounded-")] if on_real_data(settings) else []
+        made = [EXPERIMENTS[id] for id in made_by(stage) if id not in heads and EXPERIMENTS[id].configs(settings)]
         if heads:
-            parts.append(plan_grounded.paper_report(stage, heads, settings, calibrate, progress))
+            parts.append(plan_real_grounded.report(stage, heads, settings, progress))
         elif not made:
             parts.append(f"{stage}: no training; about {duration(NOTEBOOK_SECONDS)}")
         for experiment in made:

@@ -1,4 +1,4 @@
-"""What runs of Grounded Diffusion cost: pictures and steps are timed, what runs share counts once; paper size follows.
+"""What runs of Grounded Diffusion cost: pictures and steps are timed, what runs share counts once.
 
 The counterpart of :func:`fmseg.plan.calibrate` for runs of :mod:`fmseg.grounded_runs` and :mod:`fmseg.zero_shot`. Most
 of their time goes into pictures, which are painted once for all runs of a table (:mod:`fmseg.parts`), so a run's own
@@ -8,7 +8,6 @@ cost does not hold them: :func:`shared` says what a run rests on, :func:`shared_
 import json
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -17,20 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from fmseg.cite import duration
 from fmseg.grounded_pictures import KINDS, PART
-from fmseg.settings import Settings
 from fmseg.zero_shot import CLIP_DENSE
 
 Units = Mapping[str, float]  # seconds: paint, look, read a picture, answer for one; step of a head
 TIMED_STEPS = 6  # after one that warms up
 EVALUATED = 8  # pictures that CLIP is timed on
 IMAGINED = 5  # steps that the ZS3-style row is timed on
-# at paper size
-TEST_PICTURES = 30  # a class, of one object, and as many of two; the paper's number is not known
-SEGMENTER_PICTURES = 10_000 * 32  # seen by a segmenter of Protocol II: ZegFormer's recipe on VOC
-CLASSES = {"voc": 20, "coco": 80}
-SYNTHETIC_ROWS = 5
 
 
 def concerns(config: Mapping) -> bool:
@@ -240,75 +232,3 @@ def _imagining(config: Mapping, clock: Callable[[], float]) -> float:
     zero_shot.imagine(model, sources, split, {"steps": IMAGINED, "classifier_steps": IMAGINED}, 0)
     of_two = (clock() - begun) / IMAGINED
     return of_two * max(config["generator"]["steps"], config["generator"]["classifier_steps"])
-
-
-# -- paper size ----------------------------------------------------------------------------------------------------
-
-
-def at_paper_size(measured: Mapping, segmenter: float = 0.0, seeds: int = 1) -> dict[str, float]:
-    """Seconds of each table at the paper's size on one device, from one picture; no table does again what another did.
-
-    Args:
-        measured: of :func:`fmseg.grounded_full.one_picture`. segmenter: seconds of a picture in a segmenter's training.
-        seeds: heads and segmenters of each row.
-    """
-    from fmseg.grounded_full import ITERATIONS, STEPS, SYNTHETIC
-
-    s = measured["seconds"]
-    paint = STEPS * s["step"] + s["decode"]
-    head = ITERATIONS * (paint + s["oracle"] + s["forward"] + s["backward"])
-    tests = {draw: 2 * TEST_PICTURES * n * (paint + s["oracle"]) for draw, n in CLASSES.items()}
-    sets = sum(n * (paint + s["forward"]) for n in SYNTHETIC.values())
-    return {
-        "grounded-t1": sum(tests.values()) + seeds * 3 * len(CLASSES) * head,
-        "grounded-t3": seeds * head,
-        "grounded-t4": seeds * 4 * head,  # the fifth row is Table 1's
-        "grounded-timesteps": seeds * 10 * head,  # the first is Table 1's
-        "grounded-t2": seeds * (head + SYNTHETIC_ROWS * len(CLASSES) * SEGMENTER_PICTURES * segmenter) + sets,
-    }
-
-
-@lru_cache(maxsize=2)
-def _one_picture(pipeline: Callable, oracle: Callable, measure: Callable) -> tuple[Mapping, str]:
-    """What :mod:`fmseg.grounded_full` measures, and the device; a plan of several stages measures it once."""
-    pipe = pipeline()
-    return measure(pipe, ("striped star", "plain disc"), steps=3, oracle=oracle()), str(pipe.device)
-
-
-def paper_report(
-    stage: str, tables: Iterable[str], settings: Settings, of_segmenter: Callable[..., Any], progress: bool = True
-) -> str:
-    """The forecast of a stage's tables in words: a picture goes through Stable Diffusion 1.4's architecture with random
-    weights, a segmenter's step is timed where the stage trains one, the rest is arithmetic.
-
-    Args:
-        stage: the notebook. tables: ids. settings: of a profile on real data. of_segmenter: run -> its cost.
-        progress: say what is being timed.
-    """
-    from fmseg import grounded_full
-    from fmseg.configs import real
-
-    tables = list(tables)
-    if progress:
-        print(f"timing {stage}: one picture at Stable Diffusion 1.4's size ...", file=sys.stderr)
-    measured, device = _one_picture(grounded_full.random_pipeline, grounded_full.mask2former, grounded_full.one_picture)
-    segmenter = 0.0
-    if "grounded-t2" in tables:
-        config = real(settings, "mask2former", 0, "voc")
-        segmenter = of_segmenter(config | {"pretrained": False}).step / config["train"]["batch_size"]
-    found = at_paper_size(measured, segmenter, len(settings.get("seeds")))
-    lines = [f"{stage}: on {device}, random weights, {len(settings.get('seeds'))} seeds; pictures painted on line"]
-    phases = ", ".join(f"{phase} {seconds:.3g} s" for phase, seconds in measured["seconds"].items())
-    lines.append(f"  a picture: {grounded_full.STEPS} steps; {phases}; {measured['memory'] / 1e9:.1f} GB at the peak")
-    for table in tables:
-        if table in found:
-            one, eight = duration(found[table]), duration(found[table] / 8)
-            lines.append(f"  {table}: {one} on 1 such device, {eight} on 8, sharing perfectly")
-        else:
-            lines.append(f"  {table}: of the mini world, or without a number in the paper; nothing is planned")
-    command = "  python -m fmseg.grounded_online {} --weights SD --split {} --out {}"
-    lines.append(command.format("head", "voc/grounded-1", "head.pt") + " --detector M2F  (a head; see --help)")
-    if "grounded-t2" in tables:
-        shared_by = " --head head.pt  (on every process that shall help)"
-        lines.append(command.format("pairs", "voc/zs3", "pairs") + shared_by)
-    return "\n".join(lines)

@@ -27,8 +27,8 @@ def fill(text: str, settings: Settings) -> str:
 
 
 def part(name: str, settings: Settings) -> str:
-    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'zoo', 'scale' or
-    'benchmarks'."""
+    """What stands in the part of that name: 'table.<id>', 'scoreboard', 'notebooks', 'times', 'reruns', 'zoo',
+    'scale', 'one-picture' or 'benchmarks'."""
     if name.startswith("table."):
         text = tables.markdown(tables.read(settings.results / "tables" / f"{name.removeprefix('table.')}.json"))
         return text.replace("# ", "**", 1).replace("\n", "**\n", 1).strip()
@@ -38,13 +38,18 @@ def part(name: str, settings: Settings) -> str:
         return _notebooks(settings)
     if name == "times":
         return _times(settings)
+    if name == "reruns":
+        return _reruns(settings)
     if name == "zoo":
         return _zoo()
     if name == "scale":
         return _scale(settings)
+    if name == "one-picture":
+        found = tables.read_json(settings.root / "results" / "paper" / "one_picture.json")
+        return "\n".join(f"* {line}" for line in found["report"])
     if name == "benchmarks":
         return _benchmarks(settings)
-    known = "table.<id>, scoreboard, notebooks, times, zoo, scale, benchmarks"
+    known = "table.<id>, scoreboard, notebooks, times, reruns, zoo, scale, one-picture, benchmarks"
     raise ValueError(f"README: no generated part is called {name!r}; there are {known}")
 
 
@@ -92,14 +97,40 @@ def _times(settings: Settings) -> str:
             f"| `make test` | runs the tests | {said('test')} |",
             f"| `make verify` | do the committed results belong to this code? | {said('verify')} |",
             f"| `make smoke` | every stage at smoke size, in a temporary copy | {said('smoke')} |",
-            f"| `make rerun` | trains the headline tables again with three seeds and compares | {said('rerun')} |",
-            *(
-                f"| `make rerun TABLES={paper}` | those of one paper | {said(f'rerun {paper}')} |"
-                for paper in ("fmwiss", "freemask", "grounded")
-            ),
+            "| `make rerun` | trains the headline tables again with three seeds and compares | see below |",
             "| `make lab` | opens the notebooks | |",
         ]
     )
+
+
+def _reruns(settings: Settings) -> str:
+    """What `make rerun` found, a line a command; tables whose records have changed since are named."""
+    path = settings.results / "reruns.json"
+    heads = ("command", "tables", "cells inside their intervals", "farthest off", "took", "one core, by the records",
+             "GB a process", "on")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for what, found in (tables.read_json(path) if path.exists() else {}).items():
+        words = what.split()[1:]
+        scope = f" SCOPE={words.pop(0)}" if words[:1] in (["one"], ["all"]) else ""
+        command = f"make rerun{scope}" + (f" TABLES={words[0]}" if words else "")
+        each = found["tables"].values()
+        worst = max((t["farthest"] for t in each), key=lambda c: abs(c["again"] - c["committed"]) / c["tolerance"])
+        since = [id for id, t in found["tables"].items() if _records_of(settings, id) != t["records"]]
+        memory = f"{found['memory'] / 1e9:.1f}" if "memory" in found else "not noted"
+        lines.append(
+            f"| `{command}` | {len(each)}{', other records now: ' + ', '.join(since) if since else ''} | "
+            f"{sum(t['inside'] for t in each)} of {sum(t['cells'] for t in each)}"
+            f"{'' if found['reproduced'] else ', **not reproduced**'} | "
+            f"{worst['again']:.1f} for {worst['committed']:.1f} ± {worst['tolerance']:.1f} | "
+            f"{duration(found['seconds'])} | {duration(found['recorded'])} | {memory} | "
+            f"{found['cpu']}, {found['finished']} |"
+        )
+    return "\n".join(lines)
+
+
+def _records_of(settings: Settings, id: str) -> str | None:
+    path = settings.results / "tables" / f"{id}.json"
+    return tables.read(path)["provenance"]["records"] if path.exists() else None
 
 
 def _zoo() -> str:
@@ -139,12 +170,13 @@ def _benchmarks(settings: Settings) -> str:
 
 
 def take_times(settings: Settings) -> None:
-    """Copy what was measured on this machine (build/times) into the committed times.json."""
-    measured = settings.root / "build" / "times" / f"{settings.profile}.json"
-    path = settings.results / "times.json"
-    known = tables.read_json(path) if path.exists() else {}
-    known |= tables.read_json(measured)
-    tables.write_files({path: tables.json_text(dict(sorted(known.items())))})
+    """Copy what was measured on this machine, times and what reruns found (build/times, build/reruns), into results."""
+    for what in ("times", "reruns"):
+        measured = settings.root / "build" / what / f"{settings.profile}.json"
+        path = settings.results / f"{what}.json"
+        if measured.exists():
+            known = (tables.read_json(path) if path.exists() else {}) | tables.read_json(measured)
+            tables.write_files({path: tables.json_text(dict(sorted(known.items())))})
 
 
 def main() -> int:

@@ -9,16 +9,21 @@ interval reaches.
 """
 
 import argparse
+import json
+import resource
 import shutil
 import sys
 import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from fmseg import tables
 from fmseg.catalogue import EXPERIMENTS
 from fmseg.experiment import CONFIDENCE, Experiment, stored, tolerance
 from fmseg.notebooks import note_time
 from fmseg.pool import obtain
-from fmseg.records import LockedError, lock, run_key
+from fmseg.records import LockedError, lock, machine, run_key
 from fmseg.settings import Settings, load
 
 SCOPES = ("headline", "one", "all")
@@ -125,6 +130,48 @@ def failed(found: list[dict]) -> bool:
     return far or sum(not c["ok"] for c in found) > by_chance(len(found))
 
 
+def recorded_seconds(settings: Settings, scope: str, start: str = "") -> float:
+    """What the runs of a rerun took when their records were made, on one core of that machine; without what runs share
+    and what is made before them."""
+    total = 0.0
+    for experiment in chosen(start):
+        wanted = configs_of(experiment, settings, scope) if experiment.can_train() else []
+        total += sum(r["seconds"] for r in (experiment.record(settings, config) for config in wanted) if r)
+    return total
+
+
+def summary(found: list[dict], seconds: float, settings: Settings, recorded: float = 0.0) -> dict[str, Any]:
+    """What :func:`rerun` found, small enough to be kept: of each table how many cells were trained again and how many
+    lie inside their intervals, the one that lies farthest off, and the records that it was compared with; then seconds,
+    processor and the peak memory of the largest process, which are this process's and its workers', and
+    ``recorded``, what :func:`recorded_seconds` says."""
+    made = {}
+    for id in dict.fromkeys(c["table"] for c in found):
+        cells = [c for c in found if c["table"] == id]
+        worst = max(cells, key=lambda c: abs(c["again"] - c["committed"]) / c["tolerance"])
+        kept = {key: worst[key] for key in ("row", "column", "n")}
+        kept |= {key: round(worst[key], 4) for key in ("again", "committed", "tolerance")}
+        records = tables.read(settings.results / "tables" / f"{id}.json")["provenance"]["records"]
+        inside = sum(c["ok"] for c in cells)
+        made[id] = {"cells": len(cells), "inside": inside, "farthest": kept, "records": records}
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "tables": made, "reproduced": not failed(found), "seconds": round(seconds, 1), "cpu": machine()["cpu"],
+        "memory": 1024 * peak,  # bytes; of the largest process
+        "recorded": round(recorded, 1),
+        "finished": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }  # fmt: skip
+
+
+def note(what: str, found: dict[str, Any], settings: Settings) -> Path:
+    """Keep a :func:`summary` in build/reruns/<profile>.json, from where `make times` takes it into the results."""
+    path = settings.root / "build" / "reruns" / f"{settings.profile}.json"
+    with lock(path.with_suffix(".lock"), "what reruns found", wait=30):
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        tables.write_files({path: tables.json_text(known | {what: found})})
+    return path
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fmseg.rerun", description=__doc__.splitlines()[0])
     parser.add_argument("--scope", default="headline", help=f"one of {', '.join(SCOPES)}")
@@ -139,8 +186,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nfmseg: stopped; `make rerun` goes on from here", file=sys.stderr)
         return 130
-    what = ["rerun", *([scope] if scope != "headline" else []), *([asked.tables] if asked.tables else [])]
-    note_time(" ".join(what), time.perf_counter() - started, settings)
+    seconds = time.perf_counter() - started
+    what = " ".join(["rerun", *([scope] if scope != "headline" else []), *([asked.tables] if asked.tables else [])])
+    note_time(what, seconds, settings)
+    note(what, summary(found, seconds, settings, recorded_seconds(settings, scope, asked.tables)), settings)
     for c in found:
         word = "ok" if c["ok"] else "OUTSIDE"
         print(

@@ -36,7 +36,7 @@ def waiting(experiment: Experiment, settings: Settings, only: dict[str, str] | N
             raise ValueError(
                 f"`only` {key}={value}: the runs of {experiment.id} have {', '.join(known) or 'no such key'}"
             )
-        configs = [config for config in configs if str(config[key]) == value]
+        configs = [config for config in configs if key in config and str(config[key]) == value]
     records = [experiment.record(settings, config, code) for config in configs]
     return [c for c, r in zip(configs, records, strict=True) if r is None or reasons_stale(r, code)]
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fmseg import grounded_full, grounded_runs, grounded_sets, protocols, zoo
+from fmseg import grounded_full, grounded_runs, grounded_sets, plan_real_grounded, protocols, zoo
 from fmseg.datasets import get_draw
 from fmseg.generation import text_to_image
 from fmseg.vocabulary import clip_tokenizer
@@ -88,3 +88,4 @@ def without_stable_diffusion(monkeypatch):
     monkeypatch.setattr(grounded_full, "random_pipeline", lambda: type("Pipe", (), {"device": "cpu"}))
     monkeypatch.setattr(grounded_full, "mask2former", lambda: None)
     monkeypatch.setattr(grounded_full, "one_picture", lambda pipe, names, steps, oracle: MEASURED)
+    monkeypatch.setattr(plan_real_grounded, "segmenter_step", lambda size, draw, crop: (0.01, 5.0))

@@ -124,6 +124,12 @@ def test_any_size_that_is_a_multiple_of_the_patch():
     torch.testing.assert_close(last_attention(model, images)[1:2], alone, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(2, 2), (4, 2), (0, 4)])
+def test_an_image_smaller_than_a_patch_is_refused(size):
+    with pytest.raises(ValueError, match=f"sides that are multiples of 4; got {size[0]} x {size[1]}"):
+        last_attention(vit(), torch.zeros(1, 3, *size))
+
+
 def test_sizes_of_the_papers():
     import timm
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 from toys import REAL, invented, ships
 
-from fmseg import configs, freemask_real, image_counts, recertify, rerun, second_look, tables, world_supervised
+from fmseg import configs, freemask_real, image_counts, readme, recertify, rerun, second_look, tables, world_supervised
 from fmseg.experiment import LARGEST_TOLERANCE, LEAST_TOLERANCE, compare, judged, perform, stored, tolerance
 from fmseg.records import run_key, write_record
 from fmseg.zoo_train import MODULES
@@ -122,6 +122,8 @@ def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monk
     rows = tables.read(settings.results / "tables/freemask-real.json")["rows"]
     assert len(found) == sum(len(row["cells"]) for row in rows)
     assert all(c["ok"] and c["again"] == c["committed"] for c in found)
+    records = stored(REAL, settings)
+    assert rerun.recorded_seconds(settings, "all") == pytest.approx(sum(r["seconds"] for r in records))
     assert not (settings.root / "build/rerun/mini/all").exists()  # the next one starts anew
     trained = {c["row"] for c in rerun.rerun(settings, progress=False) if "ceiling" not in c["row"]}
     assert trained == {"SegFormer"}, "the headline"
@@ -136,6 +138,25 @@ def test_rerun_compares_cell_by_cell_and_leaves_the_records_alone(settings, monk
     assert [e.id for e in rerun.chosen("freemask")] == ["freemask-real"] == [e.id for e in rerun.chosen()]
     with pytest.raises(ValueError, match="`tables` must be the start of a table's name; got 'grounded'; .* freemask"):
         rerun.rerun(settings, start="grounded", progress=False)
+
+
+def test_what_a_rerun_found_is_kept_and_shown(settings):
+    table = freemask_real.build_table(settings, invented(settings))
+    tables.write(table, settings.results / "tables")
+    found = rerun.compare_tables(table, table)
+    found[3] |= {"again": found[3]["committed"] + 1.5 * found[3]["tolerance"], "ok": False}
+    kept = rerun.summary(found, 61.0, settings)["tables"]["freemask-real"]
+    assert (kept["cells"], kept["inside"]) == (len(found), len(found) - 1)
+    assert {k: kept["farthest"][k] for k in ("row", "column")} == {k: found[3][k] for k in ("row", "column")}
+    rerun.note("rerun one freemask", rerun.summary(found, 61.0, settings), settings)
+    rerun.note("rerun", rerun.summary(found[:3], 5.0, settings, 90.0), settings)
+    readme.take_times(settings)
+    first, second = readme.part("reruns", settings).splitlines()[2:]
+    assert first.startswith("| `make rerun` | 1 | 3 of 3 | ") and "| 5 s | 1 min 30 s |" in first
+    assert second.startswith(f"| `make rerun SCOPE=one TABLES=freemask` | 1 | {len(found) - 1} of {len(found)} | ")
+    table["provenance"]["records"] = "others"
+    tables.write(table, settings.results / "tables")
+    assert "other records now: freemask-real" in readme.part("reruns", settings)
 
 
 def test_a_rerun_that_falls_outside_is_seen(settings):

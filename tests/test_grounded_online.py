@@ -110,7 +110,7 @@ def test_a_set_is_shared_and_goes_on(pipe, tmp_path, monkeypatch):
         made[20]
     parts.file_of(tmp_path / "parts", 0).unlink()  # another process has part 1
     painted = []
-    monkeypatch.setattr(online, "painted", lambda *a, real=online.painted: painted.append(a[2]) or real(*a))
+    monkeypatch.setattr(online, "painted", lambda *a, real=online.painted, **k: painted.append(a[2]) or real(*a, **k))
     again = online.paint_pairs(pipe, head, SEEN, dataset, 20, tmp_path / "parts", RECIPE)
     assert len(painted) == 10 and np.array_equal(again[3].labels, first.labels)
     export.write(again, tmp_path / "voc", "voc", "train")
@@ -120,6 +120,51 @@ def test_a_set_is_shared_and_goes_on(pipe, tmp_path, monkeypatch):
         online.paint_pairs(pipe, head, SEEN, dataset, 20, tmp_path / "parts", replace(RECIPE, guidance=5.0))
     with pytest.raises(ValueError, match="`count` must be a multiple of 10"):
         online.paint_pairs(pipe, head, SEEN, dataset, 15, tmp_path / "parts", RECIPE)
+
+
+def test_pairs_are_read_one_by_one_as_whole_parts_hold_them(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"images": (10, 6, 5, 3), "labels": (10, 6, 5)}
+    whole = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
+    file = parts.file_of(tmp_path, 0)
+    np.savez(file, **whole)
+    made = online.PaintedPairs(tmp_path, ("background",), 20)
+    for k in (0, 3, 9):
+        assert np.array_equal(made[k].image, whole["images"][k]) and np.array_equal(made[k].labels, whole["labels"][k])
+    with pytest.raises(FileNotFoundError, match="00001.npz was not made yet"):
+        made[10]
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(ValueError, match="00000.npz is damaged .*delete it, it is then made again"):
+        made[0]
+
+
+def test_rich_prompts_are_seeded_and_change_the_words_alone(pipe, tmp_path, monkeypatch):
+    asked = []
+
+    def painted(pipe, classes, seed, recipe, *, end=""):
+        asked.append((tuple(classes), seed, end))
+        return np.zeros((64, 64, 3), np.uint8), {}
+
+    monkeypatch.setattr(online, "painted", painted)
+    monkeypatch.setattr(online, "label_map", lambda *given, background: torch.zeros(1, 64, 64))
+    dataset, head = ("background", *KNOWN), fresh(pipe)
+    monkeypatch.setattr(type(head), "forward", lambda self, features, text, size: torch.zeros(1))
+    for name, rich in (("plain", False), ("rich", True), ("again", True)):
+        online.paint_pairs(pipe, head, SEEN, dataset, 20, tmp_path / name, RECIPE, rich=rich)
+    plain, rich, again = asked[:20], asked[20:40], asked[40:]
+    assert rich == again and [a[:2] for a in plain] == [a[:2] for a in rich], "same classes, same noise"
+    assert {a[2] for a in plain} == {""} and {a[2] for a in rich} <= set(online.ENDINGS)
+    assert len({a[2] for a in rich}) > 8
+    with pytest.raises(ValueError, match="holds pairs of another head or recipe"):
+        online.paint_pairs(pipe, head, SEEN, dataset, 20, tmp_path / "plain", RECIPE, rich=True)
+    every = {online.spoken(n) for n in (*names.VOC, *names.COCO)}
+    assert not every & {w.strip(",") for end in online.ENDINGS for w in end.split()} and len(online.ENDINGS) >= 30
+
+
+def test_the_end_of_a_prompt_changes_the_picture_and_not_the_queries(pipe):
+    one, _ = online.painted(pipe, SEEN[:1], 7, RECIPE)
+    other, _ = online.painted(pipe, SEEN[:1], 7, RECIPE, end=" at night")
+    assert not np.array_equal(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +220,8 @@ def test_the_commands_train_a_head_and_paint_with_it(pipe, tmp_path, monkeypatch
     assert (tmp_path / "head.pt").is_file() and "1 pictures" in capsys.readouterr().out
     out = ["--head", str(tmp_path / "head.pt"), "--out", str(tmp_path / "pairs"), "--count", "10"]
     assert online.main(["pairs", *common, *out]) == 0
+    assert online.main(["pairs", *common, *out, "--rich"]) == 1, "another set"
+    assert "holds pairs of another head or recipe" in capsys.readouterr().err
     assert len(list((tmp_path / "pairs/voc/SegmentationClass").glob("*.png"))) == 10
     assert online.main(["pairs", *common, "--out", "x"]) == 1 and "`--head` is needed" in capsys.readouterr().err
     assert online.main(["head", *common, "--out", "x"]) == 1 and "`--detector` is needed" in capsys.readouterr().err

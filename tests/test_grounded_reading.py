@@ -8,9 +8,10 @@ import pytest
 from toys import ROOT
 
 from fmseg import grounded_reading as reading
-from fmseg import grounded_tables, image_counts, notebooks, pipeline, prose, tables, zero_shot_table
+from fmseg import grounded_tables, image_counts, names, notebooks, pipeline, prose, protocols, tables, zero_shot_table
 from fmseg.grounded_images import MILLION
 from fmseg.grounded_runs import draw_things
+from fmseg.grounded_scores import COLUMNS
 from fmseg.tables import cell, not_run, paper_value, row
 
 PROTOCOL_ONE = ("T1", "NOVELTY", "T3", "T4", "TIMESTEPS", "INVERSION")
@@ -82,12 +83,23 @@ def test_the_same_classes_in_every_row_from_what_records_say_of_pictures():
     counts[2, things + 4] += (0, 1, 0)  # class 4 in the other column
     kept = {"columns": columns, "counts": image_counts.pack(counts)}
     record = {"config": {"draw": "voc"}, "result": {"images": {"painted": kept}}}
-    four, six = draw_things("voc")[4], draw_things("voc")[6]
-    assert reading.of_classes(record, "one seen", [four]) == pytest.approx(75)
-    assert reading.of_classes(record, "one seen", [six, four]) == pytest.approx(50), "a mean over classes"
-    assert reading.of_classes(record, "one unseen", [four]) == 0
-    assert reading.of_classes(record, "one unseen", [four, six]) == 0, "no picture of the one, so the other alone"
-    assert reading.of_classes(record, "one unseen", [six]) is None
+    known = draw_things("voc")
+    four, six = known[4], known[6]
+    assert reading.of_classes(record, "one seen", [four], known) == pytest.approx(75)
+    assert reading.of_classes(record, "one seen", [six, four], known) == pytest.approx(50), "a mean over classes"
+    assert reading.of_classes(record, "one unseen", [four], known) == 0
+    assert reading.of_classes(record, "one unseen", [four, six], known) == 0, "no picture of the one: the other"
+    assert reading.of_classes(record, "one unseen", [six], known) is None
+
+
+def test_classes_of_a_data_set_are_found_by_its_own_ids():
+    counts = np.zeros((2, len(COLUMNS) * 20, 3), np.int64)
+    counts[0, names.VOC.index("dog") - 1] = (900_000, 1, 0)
+    kept = {"columns": list(COLUMNS), "counts": image_counts.pack(counts)}
+    record = {"config": {"draw": "voc"}, "result": {"images": {"painted": kept}}}
+    order = protocols.get("voc/grounded-1").classes  # another order than that of the ids
+    assert reading.of_classes(record, "one seen", ["dog"], order) == pytest.approx(90)
+    assert reading.of_classes(record, "one seen", ["cat"], order) is None
 
 
 def test_how_often_unseen_classes_are_named():

@@ -7,7 +7,7 @@ import grounded_toys as toys
 import pytest
 from toys import ROOT
 
-from fmseg import grounded_full, grounded_tables, plan, plan_grounded, zoo
+from fmseg import grounded_tables, plan, plan_grounded, plan_real_grounded, zoo
 from fmseg.generation import text_to_image
 from fmseg.grounded_pictures import PART
 from fmseg.settings import load
@@ -132,12 +132,31 @@ def test_protocol_two_is_timed_as_the_segmenter_that_it_trains():
     assert set(asked[0]) == {"method", "seed", "draw", "images", "validation", "size", "train"}
 
 
-def test_the_paper_s_tables_by_arithmetic():
-    found = plan_grounded.at_paper_size(toys.MEASURED, segmenter=0.01, seeds=2)
-    head = grounded_full.ITERATIONS * (101 + 1.0)
-    assert found["grounded-t3"] == 2 * head and found["grounded-timesteps"] == 20 * head
-    assert found["grounded-t1"] == 12 * head + 2 * 30 * 100 * 101.5
-    assert found["grounded-t2"] == 2 * (head + 10 * 320_000 * 0.01) + 120_000 * 101.25
+def test_the_papers_tables_by_arithmetic():
+    """From what would be run: painting 101 s a picture, 1 s to look, learn and go back."""
+    settings, s = load("paper", ROOT), toys.MEASURED["seconds"]
+    found = plan_real_grounded.forecast(settings, s, {"voc": 0.01, "coco": 0.02})
+    head, painted = 5000 * (101 + 1.0), 101.5
+    voc, coco = 600 + 600 + 3 * 60, 2400 + 2400 + 3 * 180
+    again = {"voc": voc * 2.25, "coco": coco * 2.25}  # a call of the U-Net and of the head for each test picture
+    assert found["grounded-t1"]["seconds"] == pytest.approx(
+        (voc + coco) * painted + 9 * (head + again["voc"]) + 9 * (head + again["coco"])
+    )
+    assert found["grounded-t1"]["what"] == f"18 heads, {voc + coco:,} test pictures"
+    assert found["grounded-t3"]["seconds"] == pytest.approx(3 * (head + again["voc"])), "the other three are Table 1's"
+    assert found["grounded-t4"]["seconds"] == pytest.approx(4 * (head + again["coco"])), "the fifth row is Table 1's"
+    assert found["grounded-timesteps"]["seconds"] == pytest.approx(10 * (head + again["voc"])), "one is Table 1's"
+    pairs = {d: n + n + n // 2 + n // 2 for d, n in (("voc", 10_000), ("coco", 110_000))}  # A, B, and E's halves
+    segmenters = 6 * 32 * (10_000 * 0.01 + 60_000 * 0.02)
+    assert found["grounded-t2"]["seconds"] == pytest.approx(2 * head + sum(pairs.values()) * 101.25 + segmenters)
+    assert found["grounded-t2"]["disk"] > sum(pairs.values()) * 512 * 512 * 4 and found["grounded-t3"]["disk"] == 0
+    each = 512 * 512 * 3 + 50 * 4 * 64 * 64 * 4 + 2 * 64 * 64 * 2 + 2 * 512 * 512 // 8
+    assert found["grounded-t1"]["disk"] == (voc + coco) * each
+
+
+def test_a_segmenters_step_is_timed():
+    seconds, memory = plan_real_grounded.segmenter_step("mini", "voc", 64)
+    assert seconds > 0 and memory > 0.1
 
 
 def test_a_plan_for_its_stages_in_every_profile(cards, monkeypatch):
@@ -151,6 +170,6 @@ def test_a_plan_for_its_stages_in_every_profile(cards, monkeypatch):
     assert "32_protocol_one / grounded-t1: 36 of 36 runs to train" in text and "grounded-novelty" in text
     assert "head from painted on voc, batch 8" in text and "34_protocol_two / grounded-t2" in text
     text = plan.plan(load("paper", ROOT), stages, workers=2, progress=False)
-    assert "grounded-t1: " in text and "on 8, sharing perfectly" in text and "9.0 GB at the peak" in text
-    assert "grounded-novelty: of the mini world" in text and "grounded-t2: " in text
-    assert text.count("fmseg.grounded_online head") == 2 and text.count("fmseg.grounded_online pairs") == 1
+    assert "grounded-t1: 18 heads" in text and "on 8, sharing perfectly" in text and "9.0 GB at the peak" in text
+    assert "grounded-novelty: of the mini world" in text and "grounded-t2: 2 heads" in text and "GB on disk" in text
+    assert text.count("python -m fmseg paint grounded-t2") == 1 and text.count("-m fmseg train grounded-t1") == 1
