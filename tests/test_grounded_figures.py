@@ -38,7 +38,7 @@ def test_a_dot_a_seed_and_a_diamond_for_the_paper():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(HEAD)
     figure, _ = figures.dots(made(labels=("head split 1", "head split 2")), dict.fromkeys(
         ("head split 1", "head split 2"), "red"), ["voc one seen"], "title")  # fmt: skip
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["head"], "without the word that is left of the numbers"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["head"], "no split"
     assert plots.png(figure)[:4] == b"\x89PNG"
 
 
