@@ -131,7 +131,7 @@ def perform(
         train: "one": missing runs are trained, and the cheapest recorded one is trained live and compared with its
             record; "none": records only, and the table is not written if any is missing; "missing": missing runs are
             trained, none live; "all": every run is trained again and its record replaced. In a profile on real data
-            nothing is trained from here (`python -m fmseg train` does): "one" is "none".
+            runs are not trained from a notebook (`python -m fmseg train` does that), so "one" and "missing" are "none".
         progress: show a bar over runs.
         again: configuration of the run to train live; None: the cheapest. For a notebook that paints or trains for its
             figures anyway what this run needs, or whose cheapest run says little about its table.
@@ -147,7 +147,7 @@ def perform(
         named = f"{again.get('method')!r} of seed {again.get('seed')}, which is none of the {len(configs)}"
         raise ValueError(f"`again` must be the configuration of a run of {experiment.id}; got {named}")
     outcome, module = Outcome({}, []), experiment.trained_by(settings)
-    if train == "none" or (train == "one" and on_real_data(settings)):
+    if train == "none" or (train != "all" and on_real_data(settings)):
         code = closure(module, settings.root)
         found = [experiment.record(settings, config, code) for config in configs]
         outcome.stale = {r["key"]: reasons_stale(r, code) for r in found if r and reasons_stale(r, code)}

@@ -159,6 +159,25 @@ def test_what_a_rerun_found_is_kept_and_shown(settings):
     assert "other records now: freemask-real" in readme.part("reruns", settings)
 
 
+def test_a_stopped_rerun_goes_on_counting_its_seconds(settings, monkeypatch, capsys):
+    monkeypatch.setattr(rerun, "EXPERIMENTS", {"freemask-real": REAL})
+    monkeypatch.setattr(rerun, "load", lambda: settings)
+    monkeypatch.setattr("sys.argv", ["rerun", "--scope", "one"])
+    perform(REAL, settings, "missing", progress=False)
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rerun, "obtain", stopped)
+        assert rerun.main() == 130 and "goes on from here" in capsys.readouterr().err
+    assert rerun.seconds_before(settings, "one") > 0 == rerun.seconds_before(settings, "all")
+    (rerun.folder_of(settings, "one") / rerun.SPENT).write_text("1000.0")
+    assert rerun.main() == 0
+    kept = json.loads((settings.root / "build/reruns/mini.json").read_text())["rerun one"]
+    assert 1000 < kept["seconds"] < 2000 and not rerun.folder_of(settings, "one").exists()
+
+
 def test_a_rerun_that_falls_outside_is_seen(settings):
     committed = freemask_real.build_table(settings, invented(settings, spread=0))  # no spread: one point is the limit
     moved = invented(settings, spread=0)
