@@ -27,7 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.id: e
     for e in (
         world_supervised.EXPERIMENT, zoo_table.EXPERIMENT, *fmwiss_tables.EXPERIMENTS.values(),
-        *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, fmwiss_causes_table.EXPERIMENT,
+        *fmwiss_ablations.EXPERIMENTS.values(), fmwiss_pseudo.EXPERIMENT, *fmwiss_causes_table.EXPERIMENTS.values(),
         fmwiss_bounded_table.EXPERIMENT, freemask_real.EXPERIMENT, *freemask_tables.EXPERIMENTS.values(),
         freemask_truth.EXPERIMENT, camvid_real.EXPERIMENT, freemask_camvid.EXPERIMENT, grounded_tables.T1,
         grounded_tables.NOVELTY, grounded_tables.T3, grounded_tables.T4, grounded_tables.TIMESTEPS,

@@ -78,15 +78,16 @@ def index(root=".", profile: str | None = None) -> dict[str, str]:
     """Everything that can be cited: {id: what it stands for}. Raises ValueError where a results file is damaged.
 
     What the profile `mini` has and another has not, such as verdicts before any ledger, is there "not in profile ...":
-    a text is written for the committed results, and must not stop a run at smoke size.
+    a text is written for the committed results, and must not stop a run at smoke size. A parameter that a profile lacks
+    is `mini`'s: what needs it shows the mini world (:func:`fmseg.experiment.in_miniature`).
     """
     root = Path(root)
     params = _read_params(root / "params.yaml")
     profile = profile or params.get("profile", MAIN)
     known = _of_profile(root, profile, params)
     if profile != MAIN:
-        elsewhere = dict.fromkeys(_of_profile(root, MAIN, params), f"not in profile {profile}")
-        known = {id: text for id, text in elsewhere.items() if not id.startswith("param.")} | known
+        absent, usual = f"not in profile {profile}", _of_profile(root, MAIN, params)
+        known = {id: text if id.startswith("param.") else absent for id, text in usual.items()} | known
     return known
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fmseg.estimand import parse
 from fmseg.pool import obtain
 from fmseg.provenance import canonical_hash, closure
 from fmseg.records import read_record, reasons_stale, record_at_hand, run_key
-from fmseg.settings import Settings
+from fmseg.settings import Settings, load
 
 TRAIN = ("one", "none", "all", "missing")
 CONFIDENCE = 0.99  # of the interval in which a run that is trained again must lie
@@ -31,6 +31,12 @@ REAL_MODULE = "fmseg.real_supervised"
 def on_real_data(settings: Settings) -> bool:
     """Whether a profile trains on real data sets, not on the mini world."""
     return "data" in settings.values
+
+
+def in_miniature(settings: Settings) -> Settings:
+    """For a notebook that shows the mini world in any profile: where a profile trains on real data, `mini`'s
+    parameters; figures still go to the profile's results. Not for :func:`perform`."""
+    return replace(settings, values=load("mini", settings.root).values) if on_real_data(settings) else settings
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def perform(
         train: "one": missing runs are trained, and the cheapest recorded one is trained live and compared with its
             record; "none": records only, and the table is not written if any is missing; "missing": missing runs are
             trained, none live; "all": every run is trained again and its record replaced. In a profile on real data
-            nothing is trained from here (`python -m fmseg train` does): "one" is "none".
+            runs are not trained from a notebook (`python -m fmseg train` does that), so "one" and "missing" are "none".
         progress: show a bar over runs.
         again: configuration of the run to train live; None: the cheapest. For a notebook that paints or trains for its
             figures anyway what this run needs, or whose cheapest run says little about its table.
@@ -147,7 +153,7 @@ def perform(
         named = f"{again.get('method')!r} of seed {again.get('seed')}, which is none of the {len(configs)}"
         raise ValueError(f"`again` must be the configuration of a run of {experiment.id}; got {named}")
     outcome, module = Outcome({}, []), experiment.trained_by(settings)
-    if train == "none" or (train == "one" and on_real_data(settings)):
+    if train == "none" or (train != "all" and on_real_data(settings)):
         code = closure(module, settings.root)
         found = [experiment.record(settings, config, code) for config in configs]
         outcome.stale = {r["key"]: reasons_stale(r, code) for r in found if r and reasons_stale(r, code)}
@@ -264,9 +270,27 @@ def judge(
             hashes and what each validation image adds. experiments: {id: experiment}, of every table of ``records``.
         settings: the profile.
     """
-    entries = verdicts.judge(listed, found, claims.stored_hashes(listed, records), settings.profile)
+    hashes, scale = claims.stored_hashes(listed, records), settings.profile
+    there = [c for c in listed if "not_tested" in c or c["scale"] == scale or _named(c, found)]
+    entries = verdicts.judge(there, found, hashes, scale)
+    if len(there) < len(listed):  # nothing is judged at another scale, whose tables may have other rows
+        others = verdicts.judge([c for c in listed if c not in there], {}, hashes, scale)
+        for entry in others:
+            entry["why"] = f"judged at scale {entry['scale']}; a table of profile {scale} has other rows"
+            entry["text"] = verdicts.in_words(entry)
+        place = {c["id"]: number for number, c in enumerate(listed)}
+        entries = sorted(entries + others, key=lambda entry: place[entry["id"]])
     runs = {id: experiments[id].by_image(settings, there) for id, there in records.items() if experiments[id].by_image}
     return second_look.add(entries, found, runs)
+
+
+def _named(claim: Mapping, found: Mapping[str, dict]) -> bool:
+    """Whether the tables at hand have every cell that a claim names; tables that are not there are no matter."""
+    formula = parse(claim["estimand"])
+    return not set(formula.tables) <= set(found) or all(
+        any(row["label"] == label and column in row["cells"] for row in found[table]["rows"])
+        for table, label, column in formula.cells
+    )
 
 
 def judged(experiment: Experiment, settings: Settings, outcome: Outcome) -> list[dict]:

@@ -83,5 +83,5 @@ def _cells(setting: str, runs: Mapping[int, dict]) -> dict[str, dict]:
 
 EXPERIMENT = replace(
     incremental_tables.experiment(ID, STAGE, entries, build, columns={setting: GROUPS for setting in SETTINGS}),
-    module=fmwiss_causes_table.MODULE, lenders=(fmwiss_causes_table.ID,), headline=False,
+    module=fmwiss_causes_table.MODULE, lenders=tuple(fmwiss_causes_table.EXPERIMENTS), headline=False,
 )  # fmt: skip

@@ -55,7 +55,7 @@ def experiment(
         return [config for config in configs(settings) if config["method"] in headline]
 
     def by_image(settings: Settings, records: list[dict]) -> list[Run]:
-        return runs_by_image(entries(settings), records, columns)
+        return runs_by_image(entries(settings), records, columns) if records else []
 
     return Experiment(
         id, stage, MODULE, configs, build, cell_of, headline=again if headline else False,

@@ -28,6 +28,7 @@ from fmseg.settings import Settings, load
 
 SCOPES = ("headline", "one", "all")
 SEEDS = 3  # of headline tables
+SPENT = "seconds.json"  # in the folder of a rerun that is under way
 
 
 def configs_of(experiment: Experiment, settings: Settings, scope: str) -> list[dict]:
@@ -76,9 +77,10 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True, st
     if scope not in SCOPES:
         raise ValueError(f"`scope` must be one of {', '.join(SCOPES)}; got {scope!r}")
     wanted_tables = chosen(start)
-    folder = settings.root / "build" / "rerun" / settings.profile / scope
+    folder, started = folder_of(settings, scope), time.perf_counter()
     compared = []
     with lock(folder.parent / f"{scope}.lock", f"make rerun, scope {scope},"):
+        already = seconds_before(settings, scope)
         for experiment in wanted_tables:
             wanted = configs_of(experiment, settings, scope)
             if not wanted:
@@ -87,16 +89,31 @@ def rerun(settings: Settings, scope: str = "headline", progress: bool = True, st
                 print(f"{experiment.id}: left out, its photographs ({experiment.photos}) are not here", file=sys.stderr)
                 continue
             print(f"{experiment.id}: {len(wanted)} runs", file=sys.stderr)
-            report = obtain(
-                wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,
-                scratch=folder / "scratch", root=settings.root, progress=progress,
-                lenders=[folder / id for id in experiment.lenders],
-            )  # fmt: skip
+            try:
+                report = obtain(
+                    wanted, module=experiment.trained_by(settings), folder=folder / experiment.id,
+                    scratch=folder / "scratch", root=settings.root, progress=progress,
+                    lenders=[folder / id for id in experiment.lenders],
+                )  # fmt: skip
+            finally:  # stopped or not: the next one goes on counting from here
+                spent = already + time.perf_counter() - started
+                tables.write_files({folder / SPENT: tables.json_text(spent)})
             records = [report.records.get(run_key(c)) for c in experiment.configs(settings)]
             committed = tables.read(settings.results / "tables" / f"{experiment.id}.json")
             compared += compare_tables(committed, experiment.table(settings, records))
         shutil.rmtree(folder)  # only a stopped rerun leaves something to go on with
     return compared
+
+
+def folder_of(settings: Settings, scope: str) -> Path:
+    """Where a rerun works; what a stopped one left there is gone on with."""
+    return settings.root / "build" / "rerun" / settings.profile / scope
+
+
+def seconds_before(settings: Settings, scope: str) -> float:
+    """What a rerun that was stopped had taken until then; 0 if none was."""
+    path = folder_of(settings, scope) / SPENT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
 
 
 def compare_tables(committed: dict, again: dict) -> list[dict]:
@@ -178,6 +195,7 @@ def main() -> int:
     parser.add_argument("--tables", default="", help="only tables whose names begin so, such as freemask")
     asked = parser.parse_args()
     started, settings, scope = time.perf_counter(), load(), asked.scope
+    already = seconds_before(settings, scope)
     try:
         found = rerun(settings, scope, start=asked.tables)
     except (ValueError, OSError, LockedError, RuntimeError) as error:
@@ -186,7 +204,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nfmseg: stopped; `make rerun` goes on from here", file=sys.stderr)
         return 130
-    seconds = time.perf_counter() - started
+    seconds = already + time.perf_counter() - started
     what = " ".join(["rerun", *([scope] if scope != "headline" else []), *([asked.tables] if asked.tables else [])])
     note_time(what, seconds, settings)
     note(what, summary(found, seconds, settings, recorded_seconds(settings, scope, asked.tables)), settings)

@@ -22,7 +22,7 @@ from fmseg.records import run_key, write_record
 from fmseg.settings import load
 
 FAMILY = {**fmwiss_tables.EXPERIMENTS, **fmwiss_ablations.EXPERIMENTS, fmwiss_pseudo.ID: fmwiss_pseudo.EXPERIMENT}
-CAUSES = {e.id: e for e in (fmwiss_causes_table.EXPERIMENT, fmwiss_bounded_table.EXPERIMENT)}
+CAUSES = {e.id: e for e in (*fmwiss_causes_table.EXPERIMENTS.values(), fmwiss_bounded_table.EXPERIMENT)}
 STAGED = FAMILY | CAUSES  # what notebooks 15 to 18 make
 
 

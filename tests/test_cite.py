@@ -77,6 +77,7 @@ def test_ids_and_what_they_stand_for(root, id, text):
 
 def test_the_profile_chooses_the_results(root):
     assert cite("param.images", root, "smoke") == "8"
+    assert cite("param.lr", root, "smoke") == "0.0005", "a profile that lacks it shows the mini world"
     assert cite("freemask-real/SegFormer/mIoU", root, "smoke") == "not in profile smoke"
     assert cite("claim.freemask.real.1.effect", root, "smoke") == "not in profile smoke"
     with pytest.raises(ValueError, match="in this profile"):

@@ -1,14 +1,26 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
-from toys import REAL, invented, ships
+from toys import REAL, ROOT, invented, ships
 
 from fmseg import configs, freemask_real, image_counts, readme, recertify, rerun, second_look, tables, world_supervised
-from fmseg.experiment import LARGEST_TOLERANCE, LEAST_TOLERANCE, compare, judged, perform, stored, tolerance
+from fmseg.experiment import (
+    LARGEST_TOLERANCE,
+    LEAST_TOLERANCE,
+    compare,
+    in_miniature,
+    judge,
+    judged,
+    perform,
+    stored,
+    tolerance,
+)
 from fmseg.records import run_key, write_record
+from fmseg.settings import load
 from fmseg.zoo_train import MODULES
 
 
@@ -159,6 +171,25 @@ def test_what_a_rerun_found_is_kept_and_shown(settings):
     assert "other records now: freemask-real" in readme.part("reruns", settings)
 
 
+def test_a_stopped_rerun_goes_on_counting_its_seconds(settings, monkeypatch, capsys):
+    monkeypatch.setattr(rerun, "EXPERIMENTS", {"freemask-real": REAL})
+    monkeypatch.setattr(rerun, "load", lambda: settings)
+    monkeypatch.setattr("sys.argv", ["rerun", "--scope", "one"])
+    perform(REAL, settings, "missing", progress=False)
+
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rerun, "obtain", stopped)
+        assert rerun.main() == 130 and "goes on from here" in capsys.readouterr().err
+    assert rerun.seconds_before(settings, "one") > 0 == rerun.seconds_before(settings, "all")
+    (rerun.folder_of(settings, "one") / rerun.SPENT).write_text("1000.0")
+    assert rerun.main() == 0
+    kept = json.loads((settings.root / "build/reruns/mini.json").read_text())["rerun one"]
+    assert 1000 < kept["seconds"] < 2000 and not rerun.folder_of(settings, "one").exists()
+
+
 def test_a_rerun_that_falls_outside_is_seen(settings):
     committed = freemask_real.build_table(settings, invented(settings, spread=0))  # no spread: one point is the limit
     moved = invented(settings, spread=0)
@@ -223,6 +254,32 @@ def test_configurations_come_from_the_parameters(settings):
         configs.supervised(settings, "segformer", 0, "ade", 8, 3)
     with pytest.raises(ValueError, match="unknown parameter 'lr.segfomer'"):
         configs.supervised(settings, "segfomer", 0, "ade", 8, 8)
+
+
+def test_what_shows_the_mini_world_does_so_in_any_profile():
+    mini, paper = load("mini", ROOT), load("paper", ROOT)
+    assert in_miniature(mini) is mini
+    shown = in_miniature(paper)
+    assert shown.get("freemask.lesson") == mini.get("freemask.lesson") and shown.results == paper.results
+    assert in_miniature(load("smoke", ROOT)).get("freemask.lesson") != mini.get("freemask.lesson")
+
+
+def test_a_claim_on_rows_that_another_scale_lacks_is_not_judged_there_and_stops_nothing(settings):
+    rule = {"test": "paired_t", "alpha": 0.05, "side": "greater", "minimal_effect": 1.0}
+    common = {"paper": "FreeMask", "where": "here", "says": "more", "pairs": "seed", "rule": rule, "scale": "mini"}
+    common["paper_values"] = {"certainty": "STATED", "source": "made up", "one": 1.0}
+    listed = [
+        common | {"id": f"made.up.{k}", "estimand": f"freemask-real[{row}, mIoU] - freemask-real[SegFormer, mIoU]"}
+        for k, row in enumerate(("Segmenter", "SegFormer of another size", "Mask2Former"))
+    ]
+    found = {"freemask-real": freemask_real.build_table(settings, invented(settings))}
+    entries = judge(listed, found, {}, {}, replace(settings, profile="paper"))
+    assert [e["id"] for e in entries] == ["made.up.0", "made.up.1", "made.up.2"]
+    assert {e["verdict"] for e in entries} == {"not tested"}
+    assert entries[0]["mean"] is not None and "these are paper results" in entries[0]["why"]
+    assert entries[1]["mean"] is None and "a table of profile paper has other rows" in entries[1]["text"]
+    with pytest.raises(ValueError, match="has no row 'SegFormer of another size'"):
+        judge(listed, found, {}, {}, settings)  # at its own scale that is a mistake
 
 
 def test_tables_written_by_the_package_are_valid(settings):

@@ -59,6 +59,7 @@ def test_train_leaves_records_from_which_the_notebook_makes_the_table(paper, cap
     assert cells["sigmoid base model"]["disjoint 1-10"]["n"] == 1 and not cells["FT"]["overlap all"]["n"]
     bases = list((paper.root / "build/runs/bases").glob("*.pt"))
     assert len(bases) == 1, "both methods began with the same base model"
+    assert experiment.perform(one, paper, "missing", progress=False).trained == 0, "a notebook trains nothing so large"
     assert train_table.main(["fmwiss-t2", "--only", "method=cam"]) == 1
     assert "`only` method=cam: the runs of fmwiss-t2 have fmwiss, ft, ilt" in capsys.readouterr().err
     assert train_table.main(["fmwiss-ab-seeds"]) == 0, "on real data there is nothing to train"

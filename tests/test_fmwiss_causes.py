@@ -170,11 +170,14 @@ def mini(tmp_path, monkeypatch):
     return load("mini", ROOT)
 
 
-def test_cells_are_those_of_their_own_runs(mini):
-    made = fmwiss_causes_table.EXPERIMENT
+@pytest.mark.parametrize("id", fmwiss_causes_table.TABLES)
+def test_cells_are_those_of_their_own_runs(mini, id):
+    made, (setting, rows) = fmwiss_causes_table.EXPERIMENTS[id], fmwiss_causes_table.TABLES[id]
     found = {r["label"]: r["cells"] for r in made.table(mini, complete(made, mini))["rows"]}
-    assert list(found) == [cause.label for cause in fmwiss_causes_table.ROWS]
-    for cause in fmwiss_causes_table.ROWS:
+    assert list(found) == [cause.label for cause in rows]
+    protocols = {config["protocol"] for config in made.configs(mini)}
+    assert protocols == {f"mini/{setting.replace(' ', '/')}"}
+    for cause in rows:
         cells = found[cause.label]
         assert cells["new"]["n"] == mini.get(f"incremental.seeds.{'judged' if cause.judged else 'ablations'}")
         student = cause.method == "fmwiss"
@@ -187,8 +190,8 @@ def test_cells_are_those_of_their_own_runs(mini):
 
 
 def test_rows_differ_by_what_they_say_and_rest_on_what_trains_them(mini):
-    keys = {run_key(fmwiss_causes_table.config_of(mini, cause, 0)) for cause in fmwiss_causes_table.ROWS}
-    assert len(keys) == len(fmwiss_causes_table.ROWS)
+    for setting, rows in fmwiss_causes_table.TABLES.values():
+        assert len({run_key(fmwiss_causes_table.config_of(mini, cause, 0, setting)) for cause in rows}) == len(rows)
     code = set(closure(fmwiss_causes_table.MODULE, mini.root))
     assert {"fmseg.fmwiss", "fmseg.incremental_runs", "fmseg.wilson_step"} <= code
     assert not any("table" in name or "ablations" in name for name in code)
@@ -202,9 +205,11 @@ def test_a_setting_is_a_row_and_what_was_known_is_borrowed(mini):
     assert all(cell["n"] == 5 for cells in rows.values() for cell in cells.values())
     assert rows["COCO-to-VOC"]["called background"]["mean"] == 20
     asked = {run_key(config) for config in made.configs(mini)}
-    known = {run_key(config) for config in fmwiss_causes_table.EXPERIMENT.configs(mini)}
-    assert len(asked) == 25 and len(asked & known) == 5
-    assert made.lenders == (fmwiss_causes_table.ID,) and fmwiss_causes_table.EXPERIMENT.lenders == (made.id,)
+    family = {made.id: made, **fmwiss_causes_table.EXPERIMENTS}
+    for id in fmwiss_causes_table.TABLES:
+        known = {run_key(config) for config in family[id].configs(mini)}
+        assert len(asked) == 25 and len(asked & known) == 5
+    assert all({id, *one.lenders} == set(family) for id, one in family.items()), "each names all the others"
     assert set(rows) - set(fmwiss_bounded_table.LATER) == {fmwiss_causes_table.SETTING}
 
 
